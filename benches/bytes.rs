@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Each contestant grows through every size. The bytes at a size are the peak of the bytes in use up to this size, per
-//! route: the memory that a machine must have. The allocator's own overhead does not count. The table also keeps the
+//! route. A machine must have this memory. The allocator's own overhead does not count. The table also keeps the
 //! proxies' IDs, clusters and addresses; the peers do not.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]

@@ -1,5 +1,5 @@
-//! The table beside its peers in one run, in turns: the cost of an operation with one thread or several, growth and its
-//! pauses, the tail of look-ups under churn, sweeping, and loading a snapshot.
+//! The table beside its peers in one run, in turns. Measures the cost of an operation with one thread or several,
+//! growth and its pauses, and the tail of look-ups under churn. Also measures sweeping, and loading a snapshot.
 //!
 //! ```console
 //! $ cargo bench --bench comparison                       # 1,000,000 nodes; some minutes

@@ -11,7 +11,7 @@
 //!
 //! A count covers [`OPS`] operations in a row, on nodes in random order, in a table that was filled and used before.
 //! The count includes the loop around the operations, and nothing else. The clock is a manual clock, which advances by
-//! a millisecond before the operations begin: valgrind would count a reading of the system's clock as a system call.
+//! a millisecond before the operations begin. valgrind would count a reading of the system's clock as a system call.
 
 #![allow(dead_code, reason = "a bench uses a part of what they share")]
 #![allow(missing_docs, reason = "what gungraun's macros make is public")]
@@ -117,7 +117,7 @@ fn by_handle<P: Peer + 'static>() -> Counted {
 
 /// Batches that add a third route to each node. Each addition replaces a list, and retires the replaced list.
 ///
-/// A thread that retires flushes: it frees what other calls have retired. To see what the flushes cost, set
+/// A thread that retires flushes, and so frees objects that other calls have retired. To see what the flushes cost, set
 /// `FLUSH_OBJECTS` and `FLUSH_BYTES` in `src/sync/epoch.rs` to their types' maximum, and count again.
 fn third_route() -> Counted {
     let mut filled = Filled::<Nodetracker>::new();

@@ -157,7 +157,7 @@ fn steps_of_sweep(count: usize, expire: usize) -> Vec<Duration> {
     steps
 }
 
-/// The processor time of this thread. By the wall clock, the longest step would be the one during which another thread
+/// The processor time of this thread. By the wall clock, the longest step would be the step during which another thread
 /// had the core.
 fn cpu_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -73,7 +73,8 @@ impl Replica {
     fn follow(&mut self, table: &RouteTable, changes: &mut Subscription<'_>, is_stopping: &AtomicBool) {
         self.copy(table);
         loop {
-            // Before the drain: what was changed before the program stops is still taken.
+            // Read the flag before the drain, so that the drain takes the changes that were made before the program
+            // stops.
             let is_last = is_stopping.load(Ordering::Acquire);
             match changes.drain_events(1_000, |event| self.apply(table, event)) {
                 Ok(0) if is_last => return,

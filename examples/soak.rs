@@ -51,8 +51,8 @@ const BATCHES: usize = 200;
 const PACE: Duration = Duration::from_millis(25);
 /// How often a writer drops its nodes.
 const DROP_INTERVAL: Duration = Duration::from_secs(10);
-/// The memory that a table without routes may take: the last changes for followers, 512 in each of 257 rings, which are
-/// some 8 MiB; empty indexes; the garbage of the last operations.
+/// The memory that a table without routes may take. It has the last changes for followers, 512 in each of 257 rings,
+/// which are some 8 MiB; empty indexes; and the garbage of the last operations.
 const EMPTY_BYTES: usize = 12 << 20;
 /// The bytes that crossbeam's bags may still hold when the table is gone.
 const AFTERWARDS: usize = 1 << 20;
@@ -188,7 +188,7 @@ impl Soak {
             for _ in 0..10 {
                 number += 1;
                 let (id, addr) = (format!("stranger-{number}"), format!("stranger-{number}.example:3080"));
-                // There is room for a while: the silent ones go after an interval.
+                // There is room for a while: the silent nodes go after an interval.
                 let Some(proxy) = register(&self.table, &id, &addr) else {
                     continue;
                 };

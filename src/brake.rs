@@ -6,9 +6,9 @@
 //! expired, missing heartbeats would become an outage.
 //!
 //! The sweeper counts late routes when it visits them, and the brake sums up the last visits of all shards. So the sum
-//! covers the time of a round, whenever it is taken. A round takes a quarter of the interval, and routes are late for a
-//! third, so the sum has all routes that became late at one time before they expire. When the sum reaches both limits
-//! of the brake, expiry is held at the present tick (`time.rs`).
+//! always covers the time of a round. A round takes a quarter of the interval, and routes are late for a third. So the
+//! sum has all routes that became late at one time before they expire. When the sum reaches both limits of the brake,
+//! expiry is held at the present tick (`time.rs`).
 //!
 //! The hold ends when the sum is at most half of the limit, because heartbeats have returned. The hold also ends when
 //! the effective interval reaches `max_intervals` keep-alive intervals. Then the routes that are still late expire at

@@ -113,8 +113,8 @@ impl Builder {
     ///
     /// A proxy counts until it is removed or dropped. But the number of a removed or replaced proxy is free again only
     /// after the sweeper has removed its routes. That takes at most 15 rounds of the
-    /// [sweeper](crate::RouteTable::sweep). If a thread stays inside a call, it takes longer: the table waits twice for
-    /// all calls that have begun, after the removal of the proxy and after the removal of its routes.
+    /// [sweeper](crate::RouteTable::sweep). If a thread stays inside a call, it takes longer. The table waits twice for
+    /// all calls that have begun: after the removal of the proxy, and after the removal of its routes.
     ///
     /// So a table has more numbers than proxies: the limit, an eighth of the limit, and 16, but at most 8,388,608. If
     /// half of the additional numbers are in use, the table refuses new proxies. Registered proxies can still restart
@@ -152,13 +152,13 @@ impl Builder {
     /// proxies, removed proxies may take half of an eighth and 16 more until they are swept. While only restarts get a
     /// number ([`max_proxies`](Self::max_proxies)), a client may use half of these numbers.
     ///
-    /// The limit, a sixteenth of the limit, and 8 also bound the incarnations that the table knows of a client: those
-    /// of its proxies, and those that ended within a keep-alive interval. A client at this bound can begin incarnations
-    /// of known IDs only.
+    /// The limit, a sixteenth of the limit, and 8 also bound the incarnations that the table knows of a client. These
+    /// are the incarnations of its proxies, and incarnations that ended within a keep-alive interval. A client at this
+    /// bound can begin incarnations of known IDs only.
     ///
     /// A known proxy is never refused. If another client reports its start or new details, the proxy counts for that
-    /// client from then on, if the client has room; otherwise it counts as before. A proxy from a snapshot counts for
-    /// no client until a client starts it or adds a route to it.
+    /// client from then on, if that client has room. Otherwise the proxy counts as before. A proxy from a snapshot
+    /// counts for no client until a client starts it or adds a route to it.
     pub fn max_proxies_per_client(mut self, proxies: usize) -> Self {
         self.max_proxies_per_client = Some(proxies);
         self
@@ -170,9 +170,9 @@ impl Builder {
     ///
     /// All texts of the process count, in the table or waiting to be freed
     /// ([`MemoryUse::strings`](crate::MemoryUse::strings)). At the limit, the table refuses new nodes with names, and
-    /// new proxies. Known proxies may still move and restart, and snapshots are restored: this may exceed the limit by
-    /// the texts of the proxies and of the snapshot. Threads that add texts at the same time may exceed the limit by
-    /// 256 bytes each, or 768 for a proxy.
+    /// new proxies. Known proxies may still move and restart, and snapshots are restored. So the texts of these proxies
+    /// and of the snapshot may exceed the limit. Threads that add texts at the same time may exceed the limit by 256
+    /// bytes each, or 768 for a proxy.
     pub fn max_text_bytes(mut self, bytes: usize) -> Self {
         self.max_text_bytes = bytes;
         self

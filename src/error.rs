@@ -101,8 +101,8 @@ pub enum RegisterError {
         /// The limit that was reached.
         limit: usize,
     },
-    /// The client that reports the proxy has its maximum of proxies, or the routes of many of its removed proxies are
-    /// not swept yet: see [`Builder::max_proxies_per_client`](crate::Builder::max_proxies_per_client).
+    /// The client that reports the proxy has its maximum of proxies, or many of its removed proxies have routes that
+    /// are not swept yet: see [`Builder::max_proxies_per_client`](crate::Builder::max_proxies_per_client).
     #[error("the client has its maximum of {limit} proxies, and of removed proxies until they are swept")]
     TooManyProxiesOfClient {
         /// The limit that was reached.
@@ -126,7 +126,7 @@ pub struct StaleIncarnation {
     /// The latest incarnation that has begun.
     pub latest: NonZeroU64,
     /// Whether [`remove_proxy`](crate::RouteTable::remove_proxy) ended the latest incarnation, so that only a greater
-    /// one may begin.
+    /// incarnation may begin.
     pub is_over: bool,
 }
 
@@ -150,8 +150,9 @@ pub enum BeginError {
     /// The proxy could not be registered.
     #[error(transparent)]
     Proxy(#[from] RegisterError),
-    /// The table has numbers only for restarts, and the proxy has restarted before, or its client's proxies have used
-    /// half of these numbers: the routes of the older incarnations are not swept yet. Other proxies can still restart.
+    /// The table has numbers only for restarts, and the routes of older incarnations are not swept yet. Either the
+    /// proxy has restarted before, or its client's proxies have used half of these numbers. Other proxies can still
+    /// restart.
     #[error("the proxy restarts too often: the routes of its older incarnation are not swept yet")]
     RestartsTooOften,
     /// The table remembers its maximum of incarnations, those of removed proxies included. It forgets the incarnation
@@ -161,8 +162,8 @@ pub enum BeginError {
         /// The limit that was reached.
         limit: usize,
     },
-    /// The table remembers the client's maximum of incarnations, those of removed proxies included: a sixteenth and 8
-    /// more than [`Builder::max_proxies_per_client`](crate::Builder::max_proxies_per_client).
+    /// The table remembers the client's maximum of incarnations, those of removed proxies included. The maximum is a
+    /// sixteenth and 8 more than [`Builder::max_proxies_per_client`](crate::Builder::max_proxies_per_client).
     #[error("the table remembers the client's maximum of {limit} incarnations, those of removed proxies included")]
     TooManyIncarnationsOfClient {
         /// The limit that was reached.

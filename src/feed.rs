@@ -2,8 +2,8 @@
 //!
 //! Each shard has a ring of its latest changes. The first subscription allocates the rings. A writer marks the node
 //! *after* its CAS. A subscriber reads the node's routes from the table *after* it has taken the mark. So in any order
-//! of marks and reads, the last event of a node shows what the table holds, and no event shows what the table never
-//! held. Events of different nodes have no order among them.
+//! of marks and reads, the last event of a node shows the routes that the table holds. No event shows routes that the
+//! table never held. Events of different nodes have no order among them.
 //!
 //! Marking is one CAS on a place of the ring and one on the ring's head. Any writer may advance the head, so a writer
 //! that stops leaves no gap. Subscribers only read: a thousand subscribers cost the writers no more than one. If the
@@ -14,7 +14,7 @@
 //! idle, it sets IDLE in the word, *then* reads the heads of all rings once more, and remembers the word. A writer
 //! moves a ring's head, *then* reads the word, and clears IDLE if it is set, which also changes the count in the word.
 //! Both have a fence in between, so the subscriber sees the change, or the writer sees IDLE. While the table is busy,
-//! writers only load the word; the first change after a quiet time pays for a CAS, and wakes the subscribers that wait
+//! writers only load the word. The first change after a quiet time pays for a CAS, and wakes the subscribers that wait
 //! ([`waiters`]).
 //!
 //! Without a subscriber, a change costs a fence and the load of one counter. The fence is for the race between a writer

@@ -19,7 +19,7 @@ pub(crate) fn max_used(buckets: u32) -> u32 {
 }
 
 /// How many slots may be occupied while one thread copies the index: a 32nd more than [`max_used`]. A copy takes as
-/// long as one insertion for each ten records, and one insertion in [`SHARDS`] is into the shard: so 40 threads insert
+/// long as one insertion for each ten records, and one insertion in [`SHARDS`] is into the shard. So 40 threads insert
 /// about as many.
 pub(crate) fn most_used(buckets: u32) -> u32 {
     let first = max_used(buckets);

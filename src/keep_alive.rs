@@ -18,8 +18,8 @@ use crate::word::LAST_TICK;
 const INTERVAL: u64 = LAST_TICK;
 const VERSION: u64 = INTERVAL + 1;
 
-/// How often `set` checks whether the grace period of a longer interval is over, and yields the processor in between,
-/// before it returns without waiting further. A grace period that no stopped thread holds up takes a few checks.
+/// How often `set` checks whether the grace period of a longer interval is over, before it returns without further
+/// waiting. `set` yields the processor in between. A grace period that no stopped thread holds up takes a few checks.
 const LOOKS: usize = if cfg!(loom) { 0 } else { 10_000 };
 
 #[derive(Debug)]

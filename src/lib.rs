@@ -90,8 +90,9 @@
 //!
 //! # Which calls wait for another thread
 //!
-//! The table has every call of a [`RouteTable`], a [`Subscription`] and a [`Sweeper`]. "No thread" means lock-free: the
-//! call does not wait for a thread that is inside another call, even if the operating system has stopped that thread.
+//! The table has every method of a [`RouteTable`], a [`Subscription`] and a [`Sweeper`], except
+//! [`new`](RouteTable::new) and [`builder`](RouteTable::builder). "No thread" means lock-free: the call does not wait
+//! for a thread inside another call, even if the operating system has stopped this thread.
 //!
 //! | call | waits for |
 //! | --- | --- |
@@ -101,7 +102,7 @@
 //! | [`find_proxy`](RouteTable::find_proxy), [`proxy`](RouteTable::proxy), [`incarnation`](RouteTable::incarnation), [`route_count`](RouteTable::route_count) | no thread |
 //! | [`stats`](RouteTable::stats), [`memory_use`](RouteTable::memory_use), [`len`](RouteTable::len), [`is_empty`](RouteTable::is_empty), [`limits`](RouteTable::limits), [`keep_alive`](RouteTable::keep_alive), [`effective_keep_alive`](RouteTable::effective_keep_alive), [`expiry_hold`](RouteTable::expiry_hold) | no thread |
 //! | [`subscribe`](RouteTable::subscribe), [`subscriptions`](RouteTable::subscriptions), [`marked_changes`](RouteTable::marked_changes), [`drain_events`](Subscription::drain_events), [`poll_ready`](Subscription::poll_ready) | no thread |
-//! | [`sweep`](RouteTable::sweep), [`SweepPace`] | no thread: the call yields at most 200 times to threads that wait for the registry, and skips the proxies while another thread has the registry |
+//! | [`sweep`](RouteTable::sweep), [`SweepPace`] | no thread: the call yields at most 200 times to threads that wait for the registry; while another thread has the registry, the call skips the proxies |
 //! | [`write_snapshot`](RouteTable::write_snapshot) | no thread: for each 64 ended incarnations, the call tries up to ten thousand times to get the registry, and then leaves the incarnations out |
 //! | [`register_proxy`](RouteTable::register_proxy), [`report_node`](RouteTable::report_node), [`report_nodes`](RouteTable::report_nodes) | the registry, if the proxy is not registered or has other details, or if the call adds the first route by which a proxy of a snapshot counts for a client; otherwise no thread |
 //! | [`begin_incarnation`](RouteTable::begin_incarnation), [`resume_incarnation`](RouteTable::resume_incarnation) | the registry, unless the incarnation is the current one and nothing changes, or the registered proxy's incarnation is greater |
@@ -121,10 +122,10 @@
 //! # What a stopped thread costs
 //!
 //! While a thread is inside a call, memory that any thread retires is not freed. A long call therefore works in parts:
-//! 64 nodes of a batch, 512 records of a sweep, some 1,000 nodes of a page, a walk or a snapshot, one of the 128 parts
-//! of the proxies. Replacing the index of a shard is one part, except that a sweep divides it too. Moving a sparse
-//! shard to smaller memory is one part: it takes milliseconds, in a sweep and in a call that meets the move. Other
-//! calls take a few microseconds.
+//! 64 nodes of a batch, 512 records of a sweep, or one of the 128 parts of the proxies. A part of a page, a walk or a
+//! snapshot is some 1,000 nodes. Replacing the index of a shard is one part, except that a sweep divides it too. Moving
+//! a sparse shard to smaller memory is one part: it takes milliseconds, in a sweep and in a call that meets the move.
+//! Other calls take a few microseconds.
 //!
 //! If the operating system stops a thread inside a call, garbage grows without bound until the thread continues. Each
 //! insertion and removal of a node adds 40 to 300 bytes, each registration and removal of a proxy 2 KiB.
@@ -133,8 +134,8 @@
 //!
 //! # When memory runs out
 //!
-//! Some memory grows with the number of nodes and routes: records, indexes, lists of routes, the names of nodes, and
-//! the copies of a rebuild or a move. If the allocator has no such memory, adding a route fails with
+//! Some memory grows with the number of nodes and routes: records, indexes, lists of routes, names of nodes, and the
+//! copies of a rebuild or a move. If the allocator has no such memory, adding a route fails with
 //! [`AddError::OutOfMemory`] and changes nothing. A removal or a sweep leaves its work to a later call, and the routes
 //! expire anyway. `tests/memory.rs` makes each of these allocations fail.
 //!

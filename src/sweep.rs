@@ -1,13 +1,13 @@
 //! The position of the sweeper, and the promise of a round.
 //!
 //! A round visits the shards of UUIDs, then those of names, then the proxies. The cursor is one word, and advances only
-//! *after* a visit: a thread reads the cursor, visits the part to which it points, and then tries to advance it.
+//! *after* a visit. A thread reads the cursor, visits the part to which it points, and then tries to advance it.
 //! Threads that sweep at the same time do the same work, which is harmless, and only one of them advances the cursor. A
 //! thread that is stopped in the middle delays no other thread. So when a round ends, every shard was visited by a
 //! thread that began the visit after the round had begun. (If a thread claimed a part before it visited the part, a
 //! stopped thread would leave a hole.)
 //!
-//! A round does not see a route that a thread puts into a shard after that shard's visit; therefore `proxies` waits for
+//! A round does not see a route that a thread puts into a shard after that shard's visit. Therefore `proxies` waits for
 //! a grace period before the round.
 
 #[cfg(all(test, loom))]
@@ -85,8 +85,8 @@ impl Position {
     }
 }
 
-/// The most records or proxies that one step visits. A step has one pin, so this bounds the objects that a sweep
-/// retires under one pin, and how long it holds back garbage of other threads. A pin costs a hundredth of this many
+/// The most records or proxies that a step visits. A step has one pin. So this bounds the objects that a sweep retires
+/// under one pin, and how long the pin holds back garbage of other threads. A pin costs a hundredth of this many
 /// visits.
 const MOST_PER_STEP: u32 = 512;
 
@@ -164,8 +164,9 @@ impl Cursor {
             _ => {
                 let moment = Moment::new(scope.now, scope.kept_age);
                 // AcqRel: Release pairs with the CAS below and the load in `load`. This write does not change the
-                // value. A thread that advances the cursor later, and visits shards in the next round, is ordered after
-                // what this thread has seen: the end of a grace period. Acquire pairs with the CAS below.
+                // value. Another thread may advance the cursor later, and visit shards in the next round. That thread
+                // is ordered after what this thread has seen: the end of a grace period. Acquire pairs with the CAS
+                // below.
                 let round_now = || Position::unpack(self.position.fetch_add(0, Ordering::AcqRel)).round;
                 let (visited, next) = proxies.visit(at.record.number, most, at.round, round_now, moment, scope.guard);
                 if next.is_none() {

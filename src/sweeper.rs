@@ -10,8 +10,8 @@ use crate::table::RouteTable;
 use crate::table::sweep::SweepReport;
 use crate::time::ticks;
 
-/// Records of one step: a few microseconds. It is half of the changes that a ring of the feed keeps, so that a mass
-/// expiry does not overtake a subscriber between two steps.
+/// Records of one step: a few microseconds. This is half of the changes that a ring of the feed keeps. So a mass expiry
+/// does not overtake a subscriber between two steps.
 const STEP: usize = 256;
 
 /// Rounds over the whole table in one keep-alive interval.
@@ -27,7 +27,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// The fewest pauses in one heartbeat interval, so that a timer that is late does not look like a stop.
 const PAUSES_PER_HEARTBEAT: u32 = 4;
 
-/// The fewest steps of a turn after a sweep was requested. Visits of these steps take some tenths of a millisecond, so
+/// The fewest steps of a turn after a sweep was requested. Visits of these steps take some tenths of a millisecond. So
 /// the sweeper visits a million routes in less than half a second, with about a tenth of a core.
 const HURRIED_STEPS: u32 = 32;
 
@@ -70,7 +70,7 @@ impl SweepPace {
     /// its keep-alive interval. After the removal of a proxy, and after a limit has refused a route or a proxy, the
     /// time is 2 ms for two rounds.
     ///
-    /// From the first call on, the table watches the clock: if no call reads the clock for more than a third of the
+    /// From the first call on, the table watches the clock. If no call reads the clock for more than a third of the
     /// keep-alive interval, the table assumes that the process was stopped.
     pub fn next_pause(&mut self, table: &RouteTable) -> Duration {
         let keep_alive = table.keep_alive();
@@ -187,7 +187,7 @@ impl Sweeper {
                 while !its.within(pace.next_pause(&table)) {
                     pace.sweep(&table);
                 }
-                // Nobody is bound to read the clock any more.
+                // No thread is bound to read the clock any more.
                 table.time().set_longest_step(u64::MAX);
             })?;
         Ok(Self {

@@ -52,7 +52,7 @@ impl Builder {
 /// 1 s.
 ///
 /// Every method takes `&self` and may be called from any number of threads. Adding, refreshing, looking up, removing
-/// and sweeping routes is lock-free: no thread ever waits for another thread, even if the operating system has stopped
+/// and sweeping routes is lock-free. No thread ever waits for another thread, even if the operating system has stopped
 /// the other thread in the middle of an operation. Registering and removing *proxies* takes a short lock if it changes
 /// something. Calls that only read never wait for the lock. The [crate's
 /// documentation](crate#which-calls-wait-for-another-thread) lists the calls that may wait.
@@ -175,7 +175,7 @@ impl RouteTable {
     /// interval applies to all routes, also to those added before: a longer interval brings back expired routes that
     /// were not swept yet.
     ///
-    /// A shorter interval applies at once. A longer interval applies when all calls that began earlier have ended: such
+    /// A shorter interval applies at once. A longer interval applies when all calls that began earlier have ended. Such
     /// a call might still remove a route that the longer interval makes valid again. So a route that was returned under
     /// the new interval does not vanish. This call checks up to ten thousand times whether the earlier calls have
     /// ended, and yields the processor in between. If a thread is stopped inside a call, the longer interval applies
@@ -261,7 +261,7 @@ impl RouteTable {
         Moment::new(now.tick, self.keep_alive.kept() + now.raise())
     }
 
-    /// Begins the grace of a table without routes that is about to be restored: for a keep-alive interval, no route
+    /// Begins the grace of a table without routes that is about to be restored. For a keep-alive interval, no route
     /// expires that was valid at the tick `since`. All restored routes were last refreshed before the present tick.
     pub(crate) fn begin_grace(&self, since: u64) {
         // Relaxed: a hint for `explain` and `expiry_hold`.

@@ -5,9 +5,9 @@
 //! clock has advanced meanwhile. Without a grace, the first look-up after the stop would find every route expired.
 //!
 //! A [`SweepPace`](crate::SweepPace) reads the clock several times in each heartbeat interval, a third of the
-//! keep-alive interval. So if nobody read the clock for longer than a heartbeat interval, the process was stopped or
-//! the clock jumped. The first call after the stop notices it, whichever call it is: each call compares the clock with
-//! the last tick that was seen. That call begins a grace, before it or any other call acts on the new time.
+//! keep-alive interval. So if no call read the clock for longer than a heartbeat interval, the process was stopped or
+//! the clock jumped. The first call after the stop notices the stop: each call compares the clock with the last tick
+//! that was seen. That call begins a grace, before it or any other call acts on the new time.
 //!
 //! During the grace, [`Now::expiry`] stays at the last tick before the stop, so no further route expires. [`Now::tick`]
 //! continues, so ages are true and refreshes get the real time. The effective keep-alive interval is the set interval
@@ -23,7 +23,7 @@
 //! [`Ages::Grace`](crate::snapshot::Ages::Grace) holds expiry at that time for a keep-alive interval.
 //!
 //! One word has both the last tick that was seen and the ticks that are left of the grace or hold, so one CAS decides.
-//! The fast path is one load and one comparison: the word equals the clock's tick if no grace or hold is left and no
+//! The fast path is one load and one comparison. The word equals the clock's tick if no grace or hold is left and no
 //! millisecond has passed.
 
 #[cfg(all(test, loom))]
@@ -50,8 +50,8 @@ const WALL_TRIES: usize = 4;
 /// The longest grace or hold: 18.6 hours.
 const MAX_GRACE: u64 = (1 << (64 - TIME_BITS)) - 1;
 
-/// A time without a reading is no stop if it is shorter than this, however short the heartbeat interval is: the system
-/// may run other threads meanwhile.
+/// A time without a reading is no stop if it is shorter than this, even if the heartbeat interval is shorter. The
+/// system may run other threads meanwhile.
 const LEAST_STOP: u64 = if cfg!(loom) { 1 } else { 100 };
 
 /// How many stops may restart one grace or hold.
@@ -67,7 +67,7 @@ pub(crate) struct Now {
 }
 
 impl Now {
-    /// By how many ticks the effective keep-alive interval is longer than the one that was set.
+    /// By how many ticks the effective keep-alive interval is longer than the interval that was set.
     #[inline]
     pub(crate) fn raise(self) -> u64 {
         self.tick - self.expiry
@@ -96,7 +96,7 @@ pub(crate) struct Time {
     stopped_at: AtomicU64,
     /// How many stops have restarted this grace or hold. An atomic of `std` even under loom: the count orders nothing.
     restarts: atomic::AtomicU32,
-    /// The heartbeat interval in ticks if somebody reads the clock more often, otherwise `u64::MAX`.
+    /// The heartbeat interval in ticks if a sweeper reads the clock more often, otherwise `u64::MAX`.
     longest_step: AtomicU64,
     /// Milliseconds since the Unix epoch at tick zero, plus 2^62 so that the value is not negative.
     wall_of_zero: AtomicU64,
@@ -144,7 +144,7 @@ impl Time {
             }
             let left_now = self.grace_after(tick - seen, left);
             if left == 0 && left_now > 0 {
-                // `fetch_max`: another thread may have begun this grace or a later one. Even if the CAS below fails,
+                // `fetch_max`: another thread may have begun this grace or a later grace. Even if the CAS below fails,
                 // `seen` was a tick of expiry. Relaxed: the CAS publishes it.
                 self.stopped_at.fetch_max(seen, Ordering::Relaxed);
             }
@@ -243,10 +243,10 @@ impl Time {
         self.seen.load(Ordering::Relaxed) >> TIME_BITS
     }
 
-    /// Sets the heartbeat interval, in ticks. From now on, somebody reads the clock more often, and a longer time
+    /// Sets the heartbeat interval, in ticks. From now on, a sweeper reads the clock more often, and a longer time
     /// without a reading is a stop. With `u64::MAX`, no time is.
     pub(crate) fn set_longest_step(&self, ticks: u64) {
-        // The time since the last reading is not a stop if nobody was bound to read the clock.
+        // The time since the last reading is not a stop if no thread was bound to read the clock.
         self.now();
         // Relaxed: as in `grace_after`.
         self.longest_step.store(ticks.max(LEAST_STOP), Ordering::Relaxed);

@@ -5,7 +5,7 @@
 //! SPILL  a list's length (7) | its address, 8-aligned (54) | FROZEN (1) | state (2)
 //! ```
 //!
-//! A list's own words have the LIVE form, with a *rank* instead of the state: of two routes that were refreshed in one
+//! A list's own words have the LIVE form, with a *rank* instead of the state. Of two routes that were refreshed in one
 //! tick, the route with the greater rank was refreshed later. Rank 0 is encoded as LIVE, so a word of rank 0 is a LIVE
 //! word. Ticks are milliseconds on the table's own scale (`src/time.rs`).
 

@@ -1,5 +1,5 @@
-//! A thread that is stopped in the first call of the process. The only test of its process: the first call makes what
-//! all tables share.
+//! A thread that is stopped in the first call of the process. The only test of its process: the first call makes the
+//! state that all tables share.
 
 #[path = "common/stopping.rs"]
 mod stopping;

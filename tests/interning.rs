@@ -63,7 +63,7 @@ impl Arena {
         })
     }
 
-    /// Does what frees the numbers of removed or idle proxies. Some numbers may stay in use.
+    /// Frees the numbers of removed or idle proxies. Some numbers may stay in use.
     fn sweep(&self) {
         (0..4).for_each(|_| sweep_fully(&self.table));
     }

@@ -11,8 +11,8 @@ use common::{proxy, sweep_fully};
 use nodetracker::{AddError, Added, ManualClock, NodeId, ProxyRef, RouteTable};
 use uuid::Uuid;
 
-/// Fails the allocations that a test selects. The allocator recognises the table's allocations by their layouts:
-/// segments and indexes are allocated zeroed, indexes are aligned to cache lines, and the vectors of a rebuild are
+/// Fails the allocations that a test selects. The allocator recognises the table's allocations by their layouts.
+/// Segments and indexes are allocated zeroed, indexes are aligned to cache lines, and the vectors of a rebuild are
 /// long. Lists have no layout of their own, so a test sets `LISTS` while nothing else of their size is allocated.
 struct Failing;
 

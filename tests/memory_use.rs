@@ -1,4 +1,5 @@
-//! The bytes that a table reports, compared with what it has allocated. One test, since the allocator is the process's.
+//! The bytes that a table reports, compared with the bytes that it has allocated. One test, since the allocator is the
+//! process's.
 
 mod common;
 

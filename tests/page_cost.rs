@@ -1,4 +1,5 @@
-//! The memory that a page and a walk allocate bounds what they copy. It does not depend on the size of the table.
+//! The memory that a page and a walk allocate bounds the size of their copies. It does not depend on the size of the
+//! table.
 
 mod common;
 
@@ -9,7 +10,7 @@ use common::proxy;
 use nodetracker::{NodeCursor, NodeId, RouteTable};
 use uuid::Uuid;
 
-/// Counts what each thread allocates.
+/// Counts the allocations of each thread.
 struct Counting;
 
 thread_local! {

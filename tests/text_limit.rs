@@ -64,7 +64,7 @@ fn text_stays_within_its_limit_and_known_proxies_move_and_restart() {
         .begin_incarnation(&moved, incarnation.saturating_add(1))
         .expect("it restarts");
 
-    // A snapshot is restored, whatever the texts of its nodes and proxies, also into a shard that has a node.
+    // A snapshot is restored with any texts of its nodes and proxies, also into a shard that has a node.
     let (short, two) = ("node-1", proxy("2"));
     let texts = [short, two.id, two.cluster_name];
     let needed: usize = texts.iter().map(|text| text.len() + 1).sum();

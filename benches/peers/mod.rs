@@ -1,10 +1,10 @@
-//! The table and the maps that a program could use instead, behind one trait. Each contestant does the same work: a
+//! The table and the maps that a program could use instead, behind one trait. Each contestant does the same work. A
 //! call reads the clock once, leaves out expired routes and routes of dead proxies, and returns owned answers, newest
 //! first.
 //!
 //! Every peer hashes with ahash, keeps a route in one word, and takes time and proxies from the same [`World`]. A call
 //! reads the clock before it searches for the node, and outside of any lock. Reading the clock after the search changes
-//! the times by 1 % in dashmap and 2 % in papaya: either way, each call waits once for earlier loads. A prefetch of the
+//! the times by 1 % in dashmap and 2 % in papaya. Either way, each call waits once for earlier loads. A prefetch of the
 //! entry before the clock is read would help, but the peers' interfaces offer no prefetch.
 
 pub(crate) mod baseline;

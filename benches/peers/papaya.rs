@@ -1,10 +1,10 @@
 //! papaya: lock-free, each entry in a box of its own.
 //!
 //! `insert` replaces a value: it allocates, retires, and after every 32 retirements interrupts all threads of the
-//! process (`membarrier`). A refresh by `insert` takes 1.3 times as long as a CAS on the time inside the entry, and
-//! still 1.2 times with batches of 1,024 retirements. So a refresh here is this CAS, and only a change of membership
-//! replaces an entry. (A refresh that meets such a change of the same node may be lost. The other peers lose no
-//! refresh.)
+//! process (`membarrier`). A refresh by `insert` takes 1.3 times as long as a CAS on the time inside the entry. With
+//! batches of 1,024 retirements, a refresh still takes 1.2 times as long. So a refresh here is this CAS, and only a
+//! change of membership replaces an entry. (A refresh that meets such a change of the same node may be lost. The other
+//! peers lose no refresh.)
 //!
 //! Three costs remain, and make papaya slow with a million entries. For each cost, a run without its cause gave the
 //! figures:

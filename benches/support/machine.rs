@@ -1,4 +1,4 @@
-//! A description of this machine, for the record. It leaves out what the system does not report.
+//! A description of this machine, for the record. It leaves out figures that the system does not report.
 
 use std::fs::read_to_string;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! The time for which a thread worked, or was blocked by other threads that worked on the same table.
 //!
-//! On a busy machine, the longest of a million operations is the one during which the scheduler gave the core to
+//! On a busy machine, the longest of a million operations is the operation during which the scheduler gave the core to
 //! another process. Linux reports how long a thread was ready to run without a core; this time does not count. Other
 //! systems do not report it.
 

@@ -1,7 +1,7 @@
 //! Which nodes the operations are on, and in which order.
 //!
-//! The order is an array that an operation's loop streams through, so that the processor fetches the keys ahead and
-//! only the table's own misses are measured.
+//! The order is an array that an operation's loop reads from the front to the end. So the processor fetches the keys
+//! ahead, and only the table's own misses are measured.
 
 use uuid::Builder;
 use uuid::Uuid;

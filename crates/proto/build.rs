@@ -1,4 +1,4 @@
-//! Compiles the `.proto` files with protox, so that nobody needs `protoc` on their machine.
+//! Compiles the `.proto` files with protox, so that the build needs no `protoc`.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};

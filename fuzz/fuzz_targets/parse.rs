@@ -1,4 +1,4 @@
-//! Any text as a node ID and as what a proxy says of itself, any number as a handle. See `fuzz/README.md`.
+//! Any text as a node ID and as the strings of a proxy, any number as a handle. See `fuzz/README.md`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -35,7 +35,7 @@ impl Forged {
     }
 }
 
-/// Sections of what the input says: each has its kind and number of items in a byte, the length of its payload in
+/// Sections that the input describes. Each has its kind and number of items in a byte, the length of its payload in
 /// another, and the payload. The last byte is the number of routes.
 fn forge(mut input: &[u8]) -> Vec<u8> {
     let mut forged = Forged::default();
@@ -118,7 +118,7 @@ fn table(clock: &ManualClock) -> RouteTable {
         .build().expect("possible limits")
 }
 
-/// Reads a snapshot into a new table. A valid snapshot is written and read again; an invalid one leaves no trace.
+/// Reads a snapshot into a new table. A valid snapshot is written and read again; an invalid snapshot leaves no trace.
 fn read(bytes: &[u8], ages: Ages) {
     let clock = ManualClock::new();
     let new = table(&clock);

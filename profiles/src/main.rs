@@ -40,7 +40,7 @@ Usage: nodetracker-profiles check            check the budgets, up to a million 
        nodetracker-profiles instructions record
        nodetracker-profiles show             draw plots and write tables from what the benches recorded";
 
-/// The largest table of a quick check, and of a full one.
+/// The largest table of a quick check, and of a full check.
 const QUICK: u64 = 1_000_000;
 const FULL: u64 = 10_000_000;
 
@@ -116,7 +116,7 @@ fn check<'a>(programs: impl Iterator<Item = &'a Program>, largest: u64) -> Resul
     Ok(report::print(&findings))
 }
 
-/// Runs everything, and writes what this directory keeps.
+/// Runs everything, and writes the records of this directory.
 fn record_all(here: &Path) -> Result<bool, Box<dyn Error>> {
     let mut findings = Findings {
         largest: FULL,

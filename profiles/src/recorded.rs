@@ -7,8 +7,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-/// The sums of a program point: bytes and blocks in total, their lifetimes, and bytes and blocks at the point's own
-/// maximum, at the global maximum, and at the end.
+/// The sums of a program point: bytes and blocks in total, their lifetimes, and bytes and blocks at three moments. The
+/// moments are the point's own maximum, the global maximum, and the end.
 const COUNTS: [&str; 9] = ["tb", "tbk", "tl", "mb", "mbk", "gb", "gbk", "eb", "ebk"];
 /// In [`COUNTS`]: bytes at the global maximum.
 const AT_PEAK: usize = 5;
@@ -25,7 +25,7 @@ pub(crate) struct Profile {
 }
 
 impl Profile {
-    /// Reads what dhat wrote.
+    /// Reads dhat's output.
     pub(crate) fn parse(text: &str) -> Option<Profile> {
         let Value::Object(mut header) = serde_json::from_str(text).ok()? else {
             return None;

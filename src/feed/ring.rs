@@ -95,7 +95,7 @@ impl Ring {
             let (old, entry) = self.entry(number, guard);
             if entry.is_some_and(|entry| entry.number >= number) {
                 // Another writer put its entry there, and has not advanced the head yet. Or the writers went round the
-                // ring since the head was loaded: replacing a later entry with this one would lose both.
+                // ring since the head was loaded. To replace a later entry with this entry would lose both.
                 self.advance(number);
                 continue;
             }
@@ -120,7 +120,7 @@ impl Ring {
     }
 
     fn advance(&self, number: u64) {
-        // Release: pairs with the load of the head, which acquires the earlier advances, too: a CAS continues the
+        // Release: pairs with the load of the head. That load acquires the earlier advances, too: a CAS continues the
         // release sequence of the store that it read. On failure, another writer has advanced the head.
         _ = self
             .head

@@ -1,7 +1,7 @@
 //! The place of a number in an array that grows segment by segment.
 //!
 //! Segments never move, so an element's address is stable. Each segment is a 32nd of its doubling, so at most a 32nd of
-//! an array of any size is empty: segments 0 to 31 have 8 elements each, 32 to 63 have 16, and so on. (The levelled
+//! an array of any size is empty. Segments 0 to 31 have 8 elements each, 32 to 63 have 16, and so on. (The levelled
 //! sizes are those of Brodnik et al., "Resizable arrays in optimal time and space", 1999, with the split fixed at 32.)
 
 /// Elements of the first segments, as a power of two.

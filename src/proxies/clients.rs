@@ -1,6 +1,6 @@
 //! How many proxies each client has.
 //!
-//! A client has a slot while one of its proxies has a number. The slot is what the counts of routes know of the client
+//! A client has a slot while one of its proxies has a number. The counts of routes know the client by its slot
 //! ([`route_counts`](super::route_counts)).
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -31,8 +31,8 @@ impl ClusterNames {
     ///
     /// The number is a cluster's while the result is in use.
     pub(super) unsafe fn name<'a>(&self, number: u32) -> &'a str {
-        // Relaxed: written before the word with the number was stored (Release), which the caller loaded with Acquire;
-        // or the caller is the owner, who wrote it.
+        // Relaxed: written before the word with the number was stored (Release). Either the caller loaded the word with
+        // Acquire, or the caller is the owner, who wrote it.
         let bits = self.0.get(number).map_or(0, |name| name.bits.load(Ordering::Relaxed));
         #[cfg(loom)]
         self.0.ensure(number).text.read();

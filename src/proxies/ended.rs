@@ -52,8 +52,8 @@ impl Proxies {
         }
     }
 
-    /// Remembers an incarnation that has ended, unless the table knows another incarnation of the ID that is
-    /// registered, or one that ended and is not less. Returns `false` if there is no room.
+    /// Remembers an incarnation that has ended. Does not if the table knows a registered incarnation of the ID, or an
+    /// ended incarnation that is not less. Returns `false` if there is no room.
     pub(crate) fn remember_ended(&self, id: &str, ended: Ended, at: Moment, guard: &Guard) -> bool {
         let id = ProxyId::of(id);
         let owner = &mut self.own(guard);

@@ -112,7 +112,7 @@ impl Numbers {
     /// The incarnation of a number's proxy. The caller has loaded the proxy's life under its pin.
     pub(crate) fn incarnation(&self, number: u32) -> Option<NonZeroU64> {
         // Relaxed: written before the life that the caller has loaded (Release and Acquire), or later, when the proxy
-        // began its first incarnation: then the value orders nothing.
+        // began its first incarnation. In the second case, the value orders nothing.
         let incarnation = self.incarnations.get()?.get(number)?.load(Ordering::Relaxed);
         NonZeroU64::new(incarnation)
     }

@@ -26,7 +26,7 @@ impl Proxies {
             if let Some(proxy) = self.reference(number).or_else(successor) {
                 return Some(proxy);
             }
-            // If the number had been replaced, the second search would have found another number: the map was changed
+            // If the number had been replaced, the second search would have found another number. The map was changed
             // before the store that ended the takeover, which `successor` read. So the proxy was removed, and a thread
             // is about to remove the ID from the map.
             if dead.replace(number) == Some(number) {

@@ -1,11 +1,11 @@
 //! The map from a proxy's ID to its number, a little more than 4 bytes for each.
 //!
 //! Each part of the map has an array of numbers; the IDs are in the numbers' entries. Only the registry's owner changes
-//! the map. Readers need no lock: a number never moves within an array, and an array that is too small or too large is
+//! the map. Readers need no lock. A number never moves within an array, and an array that is too small or too large is
 //! replaced with a copy. So a reader of an array that was just replaced sees the map as it was at that moment. The
 //! parts grow one at a time, each with its own sizes, so no registration copies more than one part.
 //!
-//! An `scc::HashIndex` of numbers takes 12.6 bytes for each of a million proxies, and 27 for each of a thousand; this
+//! An `scc::HashIndex` of numbers takes 12.6 bytes for each of a million proxies, and 27 for each of a thousand. This
 //! map takes 5 and 7 (`nodetracker-profiles prototype` and `ten-thousand`).
 
 use std::fmt;

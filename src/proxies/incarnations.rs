@@ -19,8 +19,8 @@
 //!
 //! The table forgets no incarnation early to make room: it would then accept late messages. The number of known IDs is
 //! at most [`most_numbers_for_new`](super::begin::most_numbers_for_new). If there is no room for an ID, the table
-//! refuses its proxy. The same holds for the IDs of each client, if the table limits the proxies of a client: a client
-//! that begins and ends an incarnation of one new ID after the other leaves room for other clients.
+//! refuses its proxy. The same holds for the IDs of each client, if the table limits the proxies of a client. So a
+//! client that begins and ends an incarnation of one new ID after the other leaves room for other clients.
 //!
 //! Each step holds the registry's lock, so each step must be short. The maps are trees, which grow and shrink by one
 //! node at a time. A new ID makes the table forget at most two others.

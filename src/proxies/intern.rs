@@ -1,4 +1,4 @@
-//! The owner of the details that proxies share: each cluster name is stored once, under a number, and each address that
+//! The owner of the details that proxies share. Each cluster name is stored once, under a number. Each address that
 //! does not fit into a word ([`Details`]) is stored once per cluster.
 //!
 //! Readers resolve a word without a lock. All of this module belongs to the registry's owner.

@@ -102,7 +102,7 @@ impl Proxies {
     }
 
     /// Advances the numbers from `from` on in their lives, at the end of a sweeper's round that has visited every
-    /// shard. After the last number, forgets incarnations. Visits at most `most` of them, and at most
+    /// shard. After the last number, forgets incarnations. Visits at most `most` of the numbers, and at most
     /// [`VISITED_AT_ONCE`], so that no thread waits long for the lock. `round_now` returns the present round. Returns
     /// how many numbers it visited, and the number at which the next visit starts.
     pub(crate) fn visit(

@@ -16,7 +16,7 @@
 //! an ALIVE proxy gets new routes: [`add_node`](crate::RouteTable::add_node) checks that under the same epoch pin as
 //! its CAS, and makes a CLOSING proxy ALIVE. So once a grace period has passed since the number left ALIVE, no thread
 //! can still add a route to it. A sweep that *starts* then and visits every shard has removed, or at least seen, each
-//! of its routes. Only then is a CLOSING number known to be idle. A DEAD number waits for another grace period: a
+//! of its routes. Only then is a CLOSING number known to be idle. A DEAD number waits for another grace period. A
 //! look-up may have read one of these routes before the sweep removed it, and not have resolved the number yet. After
 //! that, another proxy may get the number.
 //!
@@ -27,8 +27,8 @@
 //! * N2: *An ID is freed only a grace period after its number became DEAD.* So a thread that found the
 //!   number under a pin may read the ID until it unpins.
 //!
-//! A number is free again at most 15 rounds of the sweeper after its proxy was removed or replaced, unless a thread
-//! stays inside a call meanwhile. The steps take three rounds. The grace periods take the others: the pins of one round
+//! A number is free again at most 15 rounds of the sweeper after its proxy was removed or replaced. A thread that stays
+//! inside a call delays this. The steps take three rounds. The grace periods take the others: the pins of one round
 //! advance the epoch once or twice.
 //!
 //! # The lock
@@ -37,8 +37,8 @@
 //! [`RegistryGuard`](owner::RegistryGuard)). So does the sweeper, but it skips its step if another thread has the lock.
 //! Most holders have the lock for some microseconds. The longest step replaces the array of one part of the map of IDs
 //! ([`ids`]); no step takes time in proportion to all proxies. No other call waits for the lock, even if its holder has
-//! stopped: neither calls on routes, nor calls that only read ([`find`]), nor a registration or an incarnation that
-//! changes nothing.
+//! stopped. Calls on routes and calls that only read ([`find`]) do not wait. A registration or an incarnation that
+//! changes nothing does not wait either.
 //!
 //! # Incarnations
 //!
@@ -46,8 +46,8 @@
 //! number becomes DEAD, as if the proxy were removed, except that the ID has the new number from the same moment on
 //! ([`takeover`]). So every rule for a removed proxy holds for the old incarnation. An addition may pass the check of
 //! the old reference just before that moment, and do its CAS after it. Its route then has a DEAD number, which no other
-//! proxy gets before a grace period and a full round are over: no call returns the route, and the sweeper removes it.
-//! [`incarnations`] remembers the latest incarnation of each ID.
+//! proxy gets before a grace period and a full round are over. So no call returns the route, and the sweeper removes
+//! it. [`incarnations`] remembers the latest incarnation of each ID.
 
 pub(crate) mod begin;
 mod client;

@@ -25,8 +25,8 @@ pub(crate) struct RegistryGuard<'a> {
 }
 
 /// Flushes a guard when it is dropped, if something was deferred. A flush may free objects that other threads have
-/// retired, so it runs after the lock is released. (With the lock held, only a thread that retires a bag full of
-/// objects, or a large array, flushes: at most 512 objects are freed then.)
+/// retired, so it runs after the lock is released. (With the lock held, a thread flushes only if it retires a bag full
+/// of objects, or a large array. At most 512 objects are freed then.)
 struct Flush<'a> {
     guard: &'a Guard,
     is_due: bool,

@@ -10,8 +10,8 @@ pub(crate) type Bucket = [AtomicU32; SLOTS_PER_BUCKET as usize];
 /// The slots with the tag of `tag`: one bit each, the first slot's the lowest. The slots may include EMPTY or FROZEN
 /// ones, and may have changed meanwhile: load a slot with Acquire before following it.
 ///
-/// All tags are compared before any is used, without a branch. The place of a key in its bucket cannot be predicted,
-/// and the processor detects a wrong guess only when the slots have arrived from memory. Until then the processor runs
+/// All tags are compared before any is used, without a branch. The place of a key in its bucket cannot be predicted.
+/// The processor detects a wrong guess only when the slots have arrived from memory. Until then the processor runs
 /// ahead into the next look-up, and would have to discard that work.
 #[inline]
 pub(crate) fn same_tag(bucket: &Bucket, tag: u32) -> u32 {
@@ -49,7 +49,7 @@ pub(crate) fn same_tag_or_end(bucket: &Bucket, tag: u32) -> u32 {
     one_by_one::same_tag_or_end(bucket, tag)
 }
 
-/// Turns the result of a function above into the order of a probe sequence that starts at a slot of the bucket: the
+/// Turns the result of a function above into the order of a probe sequence that starts at a slot of the bucket. The
 /// lowest bit is for the first slot of the sequence.
 #[inline]
 pub(crate) fn from_offset(slots: u32, offset: u32) -> u32 {

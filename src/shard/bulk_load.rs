@@ -1,13 +1,13 @@
-//! Makes a slab and its index in private, no larger than needed. A move ([`compact`]) replaces the old slab and index
-//! with the new ones; a bulk load has none to replace.
+//! Makes a slab and its index in private, no larger than needed. A move ([`compact`]) replaces the old slab and index.
+//! A bulk load has none to replace.
 //!
 //! Records go to the segments of the future slab at once, so a load holds each record once. The index comes last, when
 //! the number of records is known, and is allocated at its final size.
 //!
-//! No other thread can reach private memory, so it is written without a CAS and in any order, and its records are LIVE
-//! and SPILL from the beginning: the CAS of the root publishes them all at once. For a bulk load, the CAS is from null,
-//! and a shard's root is never null again after its first key. So the CAS wins only if no key was ever inserted, and no
-//! key can be inserted twice.
+//! No other thread can reach private memory, so it is written without a CAS and in any order. Its records are LIVE and
+//! SPILL from the beginning, because the CAS of the root publishes them all at once. For a bulk load, the CAS is from
+//! null, and a shard's root is never null again after its first key. So the CAS wins only if no key was ever inserted,
+//! and no key can be inserted twice.
 //!
 //! [`compact`]: crate::shard::compact
 
@@ -223,7 +223,7 @@ impl<K: Key> NewRecords<K> {
         }
     }
 
-    /// Replaces each route by another one.
+    /// Replaces each route by the result of a function.
     pub(crate) fn update(&mut self, mut update: impl FnMut(Word) -> Word) {
         for record in self.segments.records() {
             let only = std::slice::from_ref(&record.word);

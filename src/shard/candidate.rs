@@ -1,5 +1,5 @@
-//! Records that are probably the wanted ones. Batches find many candidates first, while prefetches load the records,
-//! and then use the records.
+//! Records that probably belong to the wanted keys. Batches find many candidates first, while prefetches load the
+//! records, and then use the records.
 
 use crate::liveness::Liveness;
 use crate::shard::index::Index;
@@ -20,7 +20,7 @@ pub(crate) struct Candidate<'g> {
     record: Published<'g>,
 }
 
-/// The record of a number, whichever key it has now.
+/// The record of a number, for any key that it has now.
 #[derive(Clone, Copy)]
 pub(crate) struct Numbered<'g> {
     index: Index<'g>,
@@ -82,8 +82,8 @@ impl Numbered<'_> {
         is_key: impl FnOnce([u64; 2]) -> bool,
         scope: &Scope<'_, P>,
     ) -> bool {
-        // Load the word first: if it is LIVE or SPILL, the key belongs to the word (invariant 3), and the record is not
-        // reused while the guard is pinned (7). In the other order, the key might be a former owner's.
+        // Load the word first. If the word is LIVE or SPILL, the key belongs to the word (invariant 3), and the record
+        // is not reused while the guard is pinned (7). In the other order, the key might be a former owner's.
         let word = self.record.load();
         if !(word.has_routes() && is_key(self.record.key())) {
             return false;

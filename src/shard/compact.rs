@@ -1,11 +1,11 @@
 //! Moves a sparse shard to a new slab, so that memory shrinks with the number of routes.
 //!
 //! A rebuild leaves the records in place, so a slab never shrinks. When most of a shard's records are free, the others
-//! move: freeze the index, then set FROZEN on the word of each record of the index, copy the records with their words
-//! to a new slab under a new index, CAS the root. A frozen word is final, but its routes are still valid, so look-ups
-//! continue. A thread that wants to *change* a frozen word finishes the move first, on its own private copy. Lists and
-//! names are not copied: the new record points to the same ones, and the losers of the CAS free only their own
-//! allocations.
+//! move. Freeze the index, and then set FROZEN on the word of each record of the index. Copy the records with their
+//! words to a new slab under a new index, and CAS the root. A frozen word is final, but its routes are still valid, so
+//! look-ups continue. A thread that wants to *change* a frozen word finishes the move first, on its own private copy.
+//! Lists and names are not copied: the new record points to the lists and names of the old record. The losers of the
+//! CAS free only their own allocations.
 //!
 //! A rebuild that meets a frozen word becomes a move. A rebuild that passed the word before it was frozen may still
 //! win. Then the new root has frozen words, and a thread that meets one moves that root's shard.
@@ -55,7 +55,7 @@ impl<K: Key> Shard<K> {
             failpoint("move: root replaced");
             new.publish();
             staying.publish();
-            // SAFETY: the CAS in `replace_root` unlinked `old` (invariant 8), and the new root has another slab, whose
+            // SAFETY: the CAS in `replace_root` unlinked `old` (invariant 8). The new root has another slab, whose
             // records have the lists and names of the records that moved.
             unsafe { old.retire_with_slab(K::free, scope.guard) };
         }

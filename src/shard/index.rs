@@ -1,6 +1,6 @@
 //! A shard's index: which record has a key.
 //!
-//! One allocation holds a header, the slots and the slab's segment table, so that the path from the root to a record is
+//! One allocation holds a header, the slots and the slab's segment table. So the path from the root to a record is
 //! root, slot, segment, record:
 //!
 //! ```text
@@ -100,7 +100,7 @@ pub(crate) struct Shape {
     pub(crate) seed: u64,
     /// How often the seed was changed since the index last grew.
     pub(crate) reseeds: u32,
-    /// How many indexes the shard's root had before this one, modulo 2^32.
+    /// How many indexes the shard's root had before this index, modulo 2^32.
     pub(crate) serial: u32,
 }
 

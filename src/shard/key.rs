@@ -1,6 +1,6 @@
 //! The two kinds of key that records have: UUIDs and names.
 //!
-//! A record stores 128 bits. Any 128 bits are a valid UUID, so names have shards of their own, and are stored as a hash
+//! A record stores 128 bits. Any 128 bits are a valid UUID. So names have shards of their own, and are stored as a hash
 //! and the address of the text.
 
 use ahash::RandomState;

@@ -49,7 +49,7 @@
 //!    record died, then a losing rebuild retired it. Such a record is skipped like another key's.
 //! 7. *A record is reused only after the last index that had it was reclaimed.* The replaced index owns the list of the
 //!    numbers that its winner left out, and hands it over when no reader is left. Only the winner's list counts: a
-//!    record is left out once, by the one rebuild whose copy became the root without it.
+//!    record is left out once, by the rebuild whose copy became the root without it.
 //! 8. *The target of a root or a record is freed only after every thread that was pinned when it was unlinked has
 //!    unpinned.* Only the thread whose CAS unlinked the target retires it.
 //! 9. *A frozen word of a record is final*; its routes are still valid. Only a mover freezes a record's word, after it
@@ -437,8 +437,8 @@ impl<K: Key> Shard<K> {
     }
 
     /// Reserves a place for a route of a new node. Fails early if the proxy or its client has no room, or if there is
-    /// no room for the node's name, so that a refused node leaves no record behind. The insertion itself counts the
-    /// route for the proxy and its client. Routes of a snapshot need no room for their names.
+    /// no room for the node's name. So a refused node leaves no record behind. The insertion itself counts the route
+    /// for the proxy and its client. Routes of a snapshot need no room for their names.
     ///
     /// Not inlined: refreshes reserve nothing.
     #[inline(never)]
@@ -494,7 +494,7 @@ impl<K: Key> Shard<K> {
     /// Removes the stale routes of at most `most` records, starting at `at`. Returns the record at which the next visit
     /// starts. `census` sees the proxy of each route that stays. If the shard is sparse at its end, the next visit
     /// moves it: a move takes as long as thousands of visits. If there are many tombstones instead, this visit and the
-    /// next ones rebuild the index in parts; each part uses up the visit.
+    /// next visits rebuild the index in parts; each part uses up the visit.
     pub(crate) fn visit<P: Liveness>(
         &self,
         at: RecordPosition,

@@ -1174,8 +1174,8 @@ fn a_segment_that_is_installed_during_a_rebuild_in_parts_is_kept() {
     a_segment_that_is_installed_is_kept(World::rebuild_in_parts);
 }
 
-/// Of two refreshes in one tick, the later comes first if it was called after the other had returned, whether by rank
-/// or in a new list.
+/// Of two refreshes in one tick, the later comes first if it was called after the other had returned. This holds by
+/// rank and in a new list.
 #[test]
 fn of_two_refreshes_in_one_tick_the_later_comes_first() {
     model(

@@ -87,7 +87,7 @@ pub(crate) struct Occupied<'g> {
     index: Index<'g>,
     /// The bucket after the bucket of `ahead`.
     next: u32,
-    /// The bucket after the last one.
+    /// The bucket after the last bucket to read.
     end: u32,
     here: Records<'g>,
     ahead: Records<'g>,

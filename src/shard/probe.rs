@@ -1,8 +1,8 @@
 //! A key's probe sequence through an index, and how look-ups and insertions follow it.
 //!
 //! The sequence starts at a slot of its own in its home bucket, wraps around that bucket, and continues with the next
-//! buckets. Probing whole cache lines limits a look-up that misses at a load factor of 0.9 to about one and a half
-//! lines; plain linear probing would read fifty slots.
+//! buckets. A look-up that misses at a load factor of 0.9 probes about one and a half cache lines, because probes are
+//! of whole lines. Plain linear probing would read fifty slots.
 
 use crate::layout::{RECORD_BITS, SLOTS_PER_BUCKET};
 use crate::mem::prefetch::prefetch;
@@ -90,8 +90,8 @@ impl<'g> Index<'g> {
         prefetch(self.bucket(self.probe(hash).bucket));
     }
 
-    /// The first record with the key's tag in its home bucket: if the key has a record, nearly always this one. Starts
-    /// loading the record.
+    /// The first record with the key's tag in its home bucket: if the key has a record, nearly always the key's record.
+    /// Starts loading the record.
     #[inline]
     pub(crate) fn candidate(self, hash: u64) -> Option<(u32, Published<'g>)> {
         let probe = self.probe(hash);

@@ -7,7 +7,7 @@ use crate::shard::slab::Record;
 use crate::types::node_id::NodeId;
 
 /// A record that belongs to a key while the guard of `'g` is pinned. An index has published the record (invariant 2),
-/// or its word had routes (invariant 3), and no thread reuses the record before the guard is dropped (invariant 7).
+/// or its word had routes (invariant 3). No thread reuses the record before the guard is dropped (invariant 7).
 #[derive(Clone, Copy)]
 pub(crate) struct Published<'g>(&'g Record);
 

@@ -5,10 +5,10 @@
 //!
 //! # Before the freeze
 //!
-//! A frozen index makes every inserting thread copy it, so that all copies but one are wasted: two threads that
+//! A frozen index makes every inserting thread copy it, so that all copies but one are wasted. Two threads that
 //! inserted a million keys copied nearly each index twice. So one thread, whose insertion reaches the limit of an
 //! index, copies the index before it freezes anything. The others insert up to a second limit ([`most_used`]). Each
-//! thread rebuilds only beyond the second limit, as when the one thread was stopped or had no memory.
+//! thread rebuilds only beyond the second limit, for example if the first thread was stopped or had no memory.
 //!
 //! The sweeper may shed tombstones slowly, but must not pause for as long as a rebuild of a large index takes. So it
 //! copies a large index in parts, some buckets at a time ([`Rebuild`]).
@@ -87,9 +87,9 @@ impl<K: Key> Shard<K> {
         self.rebuild(old, false, scope)
     }
 
-    /// [`rebuild`](Shard::rebuild) for the sweeper: takes about as long as visiting `records` records, except for the
-    /// first part, which allocates the new index, and the last part. Keeps an unfinished copy in `parked`. Returns
-    /// whether there is more to do.
+    /// [`rebuild`](Shard::rebuild) for the sweeper. A call takes about as long as visiting `records` records, except
+    /// for the first and the last part. The first part allocates the new index. Keeps an unfinished copy in `parked`.
+    /// Returns whether there is more to do.
     pub(crate) fn rebuild_part<P: Liveness>(
         &self,
         old: Index<'_>,
@@ -262,7 +262,7 @@ pub(crate) struct PartialRebuild {
 }
 
 // SAFETY: the new index is private, so no other thread touches it at the same time. Its header owns an `Arc` of a slab
-// that all threads share; its cells are empty until the index itself is replaced; the rest is atomics and numbers.
+// that all threads share. Its cells are empty until the index itself is replaced; the rest is atomics and numbers.
 unsafe impl Send for PartialRebuild {}
 
 impl PartialRebuild {
@@ -323,8 +323,8 @@ enum Found {
     Moving,
 }
 
-/// Makes a DEAD record RETIRED, so that its key cannot use the record again (invariant 6). The record stays RETIRED
-/// whichever copy wins the root.
+/// Makes a DEAD record RETIRED, so that its key cannot use the record again (invariant 6). The record stays RETIRED,
+/// even if another copy wins the root.
 fn retire_tombstone(record: Published<'_>) -> Found {
     let mut word = record.load();
     loop {
@@ -350,7 +350,7 @@ fn next_shape(old: Index<'_>, crowded: bool) -> Shape {
     // of changes that other threads have not finished.
     let keep = old.slab().live();
     let buckets = buckets_for(keep, old.slab().shard);
-    // Numbers that will be reclaimed are not free yet, so the segment table covers the whole slab, and the numbers that
+    // Numbers that will be reclaimed are not free yet. So the segment table covers the whole slab, and the numbers that
     // the index takes until it is full.
     let numbers = most_used(buckets).max(old.slab().numbers()) + SLOTS_PER_BUCKET;
     let segments = Location::segments(numbers.min(MAX_RECORDS)).max(shape.segments);

@@ -123,7 +123,7 @@ pub(crate) fn read_all(record: &Record, guard: &Guard, mut each: impl FnMut(Word
 /// Refreshes the route of a node with one route, like most writes. Returns whether the route is refreshed: losing to a
 /// later time is success.
 ///
-/// The caller has checked under this pin that the proxy takes routes, so this does not check again: if the proxy was
+/// The caller has checked under this pin that the proxy takes routes, so this does not check again. If the proxy was
 /// removed since, the removal counts as later.
 #[inline]
 pub(crate) fn refresh_only_route<P: Liveness>(
@@ -345,7 +345,7 @@ fn reason(what: Change, changed: Changed, lost: bool) -> Option<Reason> {
     }
 }
 
-/// Makes a change without a new list, if possible: a refresh is one CAS on the route's own word, and a change without
+/// Makes a change without a new list, if possible. A refresh is one CAS on the route's own word, and a change without
 /// effect writes nothing. `None`: the list has to be replaced. Reserves a `place` for a further route, or fails.
 ///
 /// The words are read one by one, but the answer holds at one instant: a list's membership never changes, and times

@@ -1,9 +1,9 @@
 //! Copies a shard's routes, a bounded part at a time.
 //!
 //! A shard's keys have an order: by their hash mixed with the index's seed ([`mix`]), then by their node. The home
-//! bucket is monotone in that order, whatever the number of buckets ([`home`]). So a range of the order is a range of
-//! home buckets, in each index with that seed. To copy the range, read those buckets, and the buckets to which keys
-//! were displaced. A position in the order stays valid while the shard grows, sheds tombstones and moves.
+//! bucket is monotone in that order, for every number of buckets ([`home`]). So a range of the order is a range of home
+//! buckets, in each index with that seed. To copy the range, read those buckets, and the buckets to which keys were
+//! displaced. A position in the order stays valid while the shard grows, sheds tombstones and moves.
 //!
 //! A crowded index gets another seed, and so another order. A position has its seed. In an index with another seed, the
 //! keys of a range may be in any bucket, so the copy reads all buckets. A copy that begins a shard uses the seed of the
@@ -69,11 +69,11 @@ impl<K: Key> Shard<K> {
     /// Calls `each` with the next nodes that have valid routes, and with these routes, newest first. The nodes are some
     /// of the next `most` keys, in order; but if `most` is [`usize::MAX`], they are not sorted.
     ///
-    /// The whole part reads one index under one pin. A route that exists all the time is in a record of this index: the
+    /// The whole part reads one index under one pin. A route that exists all the time is in a record of this index. The
     /// index was the root's at the beginning, and slots are written once (invariant 1). The record is in the home
-    /// bucket of its key, or behind a run of buckets that were full when the key was inserted, and so still are. An
-    /// index that replaces this one meanwhile has the same record, or the record has moved. Then its frozen word still
-    /// holds the route (9). The record is not reused under the pin (7).
+    /// bucket of its key, or behind a run of buckets that were full when the key was inserted. These buckets are still
+    /// full. An index that replaces this index meanwhile has the same record, or the record has moved. Then its frozen
+    /// word still holds the route (9). The record is not reused under the pin (7).
     ///
     /// No node is reported twice. A key has one record in one index that is not RETIRED. It gets a second record only
     /// after a rebuild that lost has made the first record RETIRED (6). Both records have the same place in the order,

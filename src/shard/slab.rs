@@ -26,8 +26,8 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// The key's 128 bits. The caller got here by an Acquire load that follows the write of the key: of the slot
-    /// (invariant 2), of the root, or of a word that is LIVE or SPILL (invariant 3).
+    /// The key's 128 bits. The caller got here by an Acquire load that follows the write of the key. The load was of
+    /// the slot (invariant 2), of the root, or of a word that is LIVE or SPILL (invariant 3).
     #[inline]
     pub(crate) fn key(&self) -> [u64; 2] {
         // Relaxed: ordered by the load that led here.
@@ -86,7 +86,7 @@ impl Record {
     }
 }
 
-/// The most records that one call moves to the free list: a rebuild may leave out too many for one call.
+/// The most records that a call moves to the free list: a rebuild may leave out too many for one call.
 const MOST_RETURNED: usize = 1_024;
 
 /// Records that a replaced index left out, on their way to the free list.
@@ -110,8 +110,8 @@ impl FreedNumbers {
 
 /// What successive indexes of a shard share.
 pub(crate) struct Slab {
-    /// `tag << 32 | number + 1` of the first free record, or `tag << 32`. Each change increments the tag, so that a CAS
-    /// does not mistake a head that was replaced and came back (no ABA for 2^32 changes within one CAS).
+    /// `tag << 32 | number + 1` of the first free record, or `tag << 32`. Each change increments the tag. So a CAS does
+    /// not mistake a head that was replaced and came back (no ABA for 2^32 changes within one CAS).
     free: AtomicU64,
     /// Batches that reclaimed indexes have handed over.
     returned: AtomicPtr<FreedNumbers>,
@@ -333,8 +333,8 @@ impl Slab {
                     found.extend(record.map(|record| (number, record)));
                     record.is_some()
                 });
-            // Otherwise the caller's index is stale, with a segment table shorter than the slab, or there is no memory:
-            // leave the batch to a later call.
+            // Otherwise the caller's index is stale, with a segment table shorter than the slab, or there is no memory.
+            // Then leave the batch to a later call.
             owned.numbers.truncate(if is_known { rest } else { usize::MAX });
             if !owned.numbers.is_empty() {
                 self.hand_over(owned);

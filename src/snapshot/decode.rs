@@ -1,8 +1,8 @@
 //! Reads a snapshot into memory and checks all of it. Nothing here changes the table.
 //!
 //! The caller's thread reads the bytes and their checksums. All threads of rayon's pool decode the sections of nodes, a
-//! group of sections at a time, and put the nodes at once into the memory that they will have in the table
-//! ([`NewNodes`]). Expired routes are dropped at once, and too many routes for the table are an error at once, so no
+//! group of sections at a time. They put the nodes at once into the memory that the nodes will have in the table
+//! ([`NewNodes`]). Expired routes are dropped at once, and too many routes for the table are an error at once. So no
 //! stream takes more memory than the table might.
 
 use std::io::Read;
@@ -355,8 +355,8 @@ impl Snapshot {
             proxy
                 .check()
                 .map_err(|error| payload.fault(start, SnapshotFault::Proxy(error)))?;
-            // The writer copies one part of the proxies after the other. If it copies a proxy that is removed later,
-            // and the proxy that was registered instead, then there are more proxies than fit into the table.
+            // The writer copies one part of the proxies after the other. If the writer copies a proxy that is removed
+            // later, and the proxy that is registered instead, there are more proxies than fit into the table.
             if self.proxies.len() == table.proxies().most_numbers() {
                 let (needed, limit) = (self.proxies.len() + 1, table.proxies().limit());
                 return Err(SnapshotError::TooManyProxies { needed, limit });

@@ -1,5 +1,5 @@
-//! Loads a snapshot that was read into the table. First makes every check that can refuse the snapshot, then registers
-//! the proxies, then fills the shards, as many at a time as rayon's pool has threads.
+//! Loads a snapshot that was read into the table. First makes every check that can refuse the snapshot, and then
+//! registers the proxies. Then fills the shards, as many at a time as rayon's pool has threads.
 //!
 //! A shard that never had a node is built in private and published with one CAS
 //! ([`bulk_load`](crate::shard::bulk_load)). If the shard had a node, or the CAS fails, routes are added one by one,
@@ -230,7 +230,7 @@ fn have_routes(snapshot: &Snapshot) -> Vec<bool> {
     have_routes
 }
 
-/// Registers the snapshot's proxies that are not yet registered. Returns all of them, except those that are stale.
+/// Registers the snapshot's proxies that are not yet registered. Returns all of these proxies, except stale proxies.
 fn register(
     table: &RouteTable,
     snapshot: &Snapshot,

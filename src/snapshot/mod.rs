@@ -161,8 +161,8 @@ pub struct SnapshotReport {
     pub known: u64,
     /// Routes that are older than the table's keep-alive interval; they are left out.
     pub expired: u64,
-    /// Routes that the call left out: the incarnation of their proxy is stale, or another thread has removed the proxy,
-    /// or the table is full because other threads have added routes.
+    /// Routes that the call left out. The incarnation of their proxy is stale, another thread has removed the proxy, or
+    /// the table is full because other threads have added routes.
     pub refused: u64,
 }
 
@@ -214,7 +214,7 @@ impl RouteTable {
     ///
     /// The call reads and checks the whole snapshot before it changes the table. Then it registers the snapshot's
     /// proxies, with and without routes, and adds the routes. The table may have routes, and other threads may use it.
-    /// A known route gets the later of both times, a proxy that is already registered keeps its details, and a node
+    /// A known route gets the later of both times, and a proxy that is already registered keeps its details. A node
     /// keeps the 64 routes that were refreshed last. An age of more than 24.8 days may shrink to 24.8 days.
     ///
     /// Each proxy is registered as by [`resume_incarnation`](Self::resume_incarnation), or by
@@ -224,7 +224,7 @@ impl RouteTable {
     /// several times as fast as by [`add_node`](Self::add_node), and no index grows. Nodes are put at once into the
     /// memory that they will have in the table. Beside that, the reader takes some 4 MiB, and half a byte for each
     /// node. If the table is in use, the snapshot takes as much memory as a table of its own during the call. The call
-    /// never holds more nodes or routes than [`max_routes`](crate::Builder::max_routes), whatever the stream has.
+    /// never holds more nodes or routes than [`max_routes`](crate::Builder::max_routes), for any stream.
     ///
     /// # Errors
     ///

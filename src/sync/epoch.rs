@@ -4,7 +4,7 @@
 //! of the queue, once in 128 pins. A batch retires more than a hundred objects under one pin, so the queue would grow
 //! without bound. Therefore each thread counts the objects that it retires, and *flushes* after [`FLUSH_OBJECTS`]
 //! objects or [`FLUSH_BYTES`] bytes. A flush queues the bag, tries to advance the epoch, and frees up to 8 bags. So
-//! freeing is up to 8 times as fast as retiring, whatever the mix of calls.
+//! freeing is up to 8 times as fast as retiring, for any mix of calls.
 //!
 //! SAFETY comments cite two rules:
 //!
@@ -17,15 +17,15 @@
 //! A bag that was queued in epoch `e` is freed in epoch `e + 2`. A flush advances the epoch if every pinned thread is
 //! pinned in the current epoch, so one pin sees at most one advance. A thread that keeps calling therefore leaves at
 //! most the objects that it retired under its last three pins, and one bag. A step of the sweeper retires the most
-//! under one pin: a list and an entry of the feed for each of 512 records (a batch pins for 64 nodes). So a thread
+//! under one pin, for each of 512 records: a list and an entry of the feed. (A batch pins for 64 nodes.) So a thread
 //! leaves at most [`MAX_GARBAGE_PER_THREAD`](crate::Stats::MAX_GARBAGE_PER_THREAD) objects, if no other thread stays
 //! pinned meanwhile.
 //!
 //! A longer pin, such as that of a thread that replaces a large shard, holds back the objects that other threads retire
-//! meanwhile: the time of the pin, times the rate. A move at ten million nodes pins for some 3 ms. A change takes some
-//! 250 ns and retires 40 to 300 bytes, so each other thread that only changes routes retires some 12,000 objects, or
-//! 0.5 to 4 MB, meanwhile. A thread that is stopped inside a call holds them back without bound. When the thread
-//! continues, the queue drains.
+//! meanwhile. Their number is the time of the pin, times the rate. A move at ten million nodes pins for some 3 ms. A
+//! change takes some 250 ns and retires 40 to 300 bytes. So another thread that only changes routes retires some 12,000
+//! objects, or 0.5 to 4 MB, meanwhile. A thread that is stopped inside a call holds them back without bound. When the
+//! thread continues, the queue drains.
 //!
 //! Beside the objects there are crossbeam's bags, of 2 KiB each. A thread that frees a bag retires the bag's node of
 //! the queue, which is not counted here. Up to 64 such nodes, or 130 KiB, wait in a thread that pins and retires
@@ -33,7 +33,7 @@
 //!
 //! # One collector for all tables
 //!
-//! The collector is this crate's own, not crossbeam's default collector: rayon and other crates pin and retire there,
+//! The collector is this crate's own, not crossbeam's default collector. rayon and other crates pin and retire there,
 //! and their stalls and garbage would be the table's. It serves all tables of the process, because a thread registers
 //! with a collector once and finds its registration in a thread-local. So the count of garbage is the process's, too.
 

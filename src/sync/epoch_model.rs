@@ -20,7 +20,7 @@
 //!    store, and the memory model's wording would require more; real processors do not. crossbeam's own freeing of
 //!    memory relies on this edge.)
 //! 3. *The same for each thread that was pinned and has unpinned before the period began*. Therefore the end of a later
-//!    period implies the end of an earlier one ([`GracePeriods`](crate::proxies)). A thread that advances twice from
+//!    period implies the end of an earlier period ([`GracePeriods`](crate::proxies)). A thread that advances twice from
 //!    `e` cannot have seen such a thread pinned, or unpinned by an earlier guard. That thread's fence came before the
 //!    sealing. Only models that ask for this edge with [`order_unpins`] have it: it makes them many times as large.
 //!

@@ -1,10 +1,10 @@
 //! The only module that knows whether the table runs for real or inside a loom model.
 //!
 //! Outside loom this is `std`'s atomics and crossbeam-epoch. Under `--cfg loom` the atomics are loom's, and reclamation
-//! is a model: an object is freed when every guard that was pinned at its retirement is gone. Even then it is only
-//! *marked* as freed, so that each access can assert that it is not too late. loom deliberately does not see the
-//! bookkeeping of that model: it must not add an edge that crossbeam does not have, because that would hide a missing
-//! edge. The model's docs list its edges.
+//! is a model. The model frees an object when every guard that was pinned at its retirement is gone. Even then it is
+//! only *marked* as freed, so that each access can assert that it is not too late. loom deliberately does not see the
+//! bookkeeping of that model. The bookkeeping must not add an edge that crossbeam does not have, because the edge would
+//! hide a missing edge. The model's docs list its edges.
 
 use std::sync::{PoisonError, TryLockError};
 

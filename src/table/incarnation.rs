@@ -39,18 +39,19 @@ impl RouteTable {
     ///
     /// [`register_proxy`](Self::register_proxy) and [`report_node`](Self::report_node) name no incarnation. Even if
     /// such a call is late, it acts for the current incarnation: it returns the reference, adds routes, and updates the
-    /// address. If no incarnation is current, these calls register the proxy without an incarnation: before the first
-    /// incarnation, after the end of an incarnation, or after the sweeper has dropped the proxy. The next incarnation
-    /// takes over the routes of such a proxy, unless the table remembers an older incarnation. Then the routes may
-    /// belong to the older incarnation, so the table drops the routes.
+    /// address. If no incarnation is current, these calls register the proxy without an incarnation. No incarnation is
+    /// current before the first incarnation, after the end of an incarnation, or after the sweeper has dropped the
+    /// proxy. The next incarnation takes over the routes of such a proxy, unless the table remembers an older
+    /// incarnation. Then the routes may belong to the older incarnation, so the table drops the routes.
     ///
     /// # Readers and the lock
     ///
     /// At every moment, a reader finds the proxy by its older or its newer reference: see
     /// [`find_proxy`](Self::find_proxy).
     ///
-    /// The call takes no lock if nothing changes: the incarnation is the latest and the details are the same, or the
-    /// registered proxy's incarnation is greater. Otherwise it takes the registry's lock, mostly for some microseconds.
+    /// The call takes no lock if nothing changes: the incarnation is the latest, and the details are the same. It takes
+    /// no lock either if the registered proxy's incarnation is greater. Otherwise it takes the registry's lock, mostly
+    /// for some microseconds.
     ///
     /// ```
     /// # use std::num::NonZeroU64;
@@ -86,7 +87,7 @@ impl RouteTable {
     }
 
     /// Begins an incarnation again, like [`begin_incarnation`](Self::begin_incarnation), except that a registered proxy
-    /// keeps its details. For a caller that has begun the incarnation before: since then, the sweeper may have dropped
+    /// keeps its details. For a caller that has begun the incarnation before. Since then, the sweeper may have dropped
     /// the proxy, or another caller may have reported newer details.
     ///
     /// # Errors

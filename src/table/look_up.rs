@@ -25,9 +25,9 @@ impl RouteTable {
     pub fn get_proxies(&self, node: &NodeId) -> Routes {
         let (hash, now) = self.begin(node);
         let guard = pin();
-        // Nearly all nodes have one route. They take a shorter path: half as many instructions, so that the processor
-        // reaches the memory accesses of the next look-up while it waits for those of this look-up.
-        // The scope, and so the keep-alive interval, is read before the route.
+        // Nearly all nodes have one route. They take a shorter path, with half as many instructions. So the processor
+        // reaches the memory accesses of the next look-up while it waits for those of this look-up. The scope, and so
+        // the keep-alive interval, is read before the route.
         let scope = self.scope_at(now.of_look_up(), &guard);
         match self.shards.word(node, hash, &guard) {
             Some(word) if word.state() == State::Spill => {}

@@ -2,9 +2,9 @@
 //!
 //! Nodes have an order: UUIDs before names, shard by shard, and within a shard by the hash that picks their bucket (see
 //! [`scan`](crate::shard::scan)). So a page reads the buckets of its nodes, and few others. A place in the order is the
-//! beginning of a shard, a rank in a shard, or the last node of the previous page. A place stays valid whatever happens
-//! to the table: growing and moving change a record's place in memory, but not its rank. Even the last node may have
-//! been removed.
+//! beginning of a shard, a rank in a shard, or the last node of the previous page. A place stays valid while the table
+//! changes: growing and moving change a record's place in memory, but not its rank. Even the last node may have been
+//! removed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -186,8 +186,8 @@ const SLOTS_PER_PAGE: usize = 1 << 14;
 /// The most keys that a page copies at a time, unless it asks for more nodes.
 const MOST_AHEAD: usize = 1 << 10;
 
-/// The fewest keys that a page copies at a time: as many as the bucket of the first key has, since the page reads that
-/// bucket anyway.
+/// The fewest keys that a page copies at a time: the keys of the first key's bucket, since the page reads that bucket
+/// anyway.
 const LEAST_AHEAD: usize = 13;
 
 /// # Pages
@@ -261,8 +261,8 @@ impl RouteTable {
     ///
     /// A large page costs some 100 nanoseconds for each of its nodes, in a table of any size. Each page costs a few
     /// hundred nanoseconds more, or nearly a microsecond if its cursor was read from text. So small pages cost the most
-    /// for each node (`cargo bench --bench pages`). A page reads at most some 16,000 slots of the index, so the page
-    /// may be short: if `keep` takes few nodes, or if most nodes were removed. The call copies some 1,000 nodes at a
+    /// for each node (`cargo bench --bench pages`). A page reads at most some 16,000 slots of the index. So the page
+    /// may be short if `keep` takes few nodes, or if most nodes were removed. The call copies some 1,000 nodes at a
     /// time, and then calls `keep`, which may use the table. Reclamation waits for at most one such copy. (If the
     /// hashes of very many nodes collide, a shard may change its order. Then a page with an earlier cursor copies the
     /// whole rest of the shard.)

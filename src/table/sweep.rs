@@ -23,7 +23,7 @@ pub struct SweepReport {
 
 /// # Sweeping
 impl RouteTable {
-    /// Does a part of the sweeper's work, and reports what it did. The sweeper removes expired routes, and routes of
+    /// Does a part of the sweeper's work, and returns a report. The sweeper removes expired routes, and routes of
     /// removed proxies. It removes tombstones, frees garbage and the numbers of removed proxies, and drops idle
     /// proxies. Call `sweep` with some 256 records, so often that a round takes at most a quarter of the keep-alive
     /// interval. [`SweepPace`](crate::SweepPace) computes the pauses.
@@ -31,7 +31,7 @@ impl RouteTable {
     /// The call starts where the last call stopped, visits at most `max_records` records (but at least one), and
     /// returns at the end of a round. Several threads may sweep at once, but they find the same work. Proxies are
     /// skipped while another thread has the registry's lock. If there is nothing to remove, a record costs a few
-    /// nanoseconds. Moving a sparse shard to smaller memory is one step, whatever `max_records` is
+    /// nanoseconds. Moving a sparse shard to smaller memory is one step, for any `max_records`
     /// ([`SweepReport::shard_moved`]). A call of at most 512 records that begins a move does nothing else.
     pub fn sweep(&self, max_records: usize) -> SweepReport {
         self.time.look_at_the_wall();

@@ -104,8 +104,8 @@ impl FromStr for NodeId {
     }
 }
 
-/// Reads the spellings that the uuid crate reads, and also 32 digits in braces and a URN in capitals (RFC 9562, section
-/// 4: the URN namespace is case-insensitive).
+/// Reads the spellings that the uuid crate reads. Also reads 32 digits in braces, and a URN in capitals (RFC 9562,
+/// section 4: the URN namespace is case-insensitive).
 fn parse_uuid(text: &str) -> Option<Uuid> {
     if let Ok(uuid) = Uuid::try_parse(text) {
         return Some(uuid);

@@ -67,7 +67,8 @@ pub(crate) fn table_with(keep_alive: Duration, options: impl FnOnce(Builder) -> 
     (table, clock)
 }
 
-/// Waits for what happens after threads of other tests have left their calls, such as a longer keep-alive interval.
+/// Waits for an effect that comes after threads of other tests have left their calls, such as a longer keep-alive
+/// interval.
 pub(crate) fn wait_until(condition: impl Fn() -> bool) {
     for _ in 0..10_000_000 {
         if condition() {

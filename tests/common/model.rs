@@ -164,8 +164,8 @@ pub(crate) struct Model {
     routes: Routes,
     known: HashMap<ProxyRef, Known>,
     handed_out: Vec<ProxyRef>,
-    /// Proxies that were removed or dropped. Their places may still be taken: a place is free after sweeps, and after
-    /// each thread that was inside a table at that time has left it.
+    /// Proxies that were removed or dropped. Their places may still be taken. A place is free after sweeps, and after
+    /// each thread that was inside a table at that time has left the table.
     leaving: usize,
     /// The latest reading of the clock that the table saw, in milliseconds.
     now: u64,
@@ -439,7 +439,7 @@ impl Model {
         Ok(())
     }
 
-    /// Notes which proxies a sweep may drop: those that had no live routes for longer than one interval.
+    /// Notes which proxies a sweep may drop: proxies without live routes for longer than one interval.
     fn note_sweep(&mut self) {
         let Self { routes, known, now, .. } = self;
         for (&proxy, known) in known {
@@ -450,7 +450,7 @@ impl Model {
         }
     }
 
-    /// Checks the number of routes after two full rounds: exactly the live ones.
+    /// Checks the number of routes after two full rounds: exactly the live routes.
     pub(crate) fn check_full_sweep(&mut self, len: usize) -> Result<(), String> {
         self.note_sweep();
         for (&proxy, known) in &mut self.known {

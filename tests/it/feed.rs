@@ -136,7 +136,7 @@ fn a_subscriber_that_lags_loses_its_place_and_others_do_not() {
     assert_eq!(late.drain_events(1, |_| ()), Ok(1), "512 changes are kept");
     table.add_node(&other, proxy).expect("there is room");
     change(2);
-    // Of the 513 after the first one, one is lost. The change of the other node is not.
+    // Of the 513 changes after the first change, one is lost. The change of the other node is not.
     for subscription in [&mut late, &mut early] {
         let mut taken = Vec::new();
         let lost = LostChanges::OfPart(table.part_of(&busy));

@@ -187,8 +187,8 @@ fn calls_without_an_incarnation_speak_for_the_current_one() {
     assert_eq!(routes(&table, &node(2)), [second.proxy]);
     assert_eq!(table.incarnation(second.proxy), Some(number(2)));
 
-    // After its end they register one without an incarnation. That is no way around what is remembered, and a greater
-    // one does not take it over.
+    // After its end they register one without an incarnation. Such a call is no way around the remembered incarnations,
+    // and a greater incarnation does not take it over.
     assert!(table.remove_proxy(second.proxy));
     table.report_node(&node(2), &proxy("proxy")).expect("there is room");
     let late = table.register_proxy(&proxy("proxy")).expect("it is there");
@@ -324,7 +324,8 @@ fn a_proxy_that_restarts_again_and_again_leaves_the_others_room_to_restart() {
     assert!(restarts_again);
 }
 
-/// The older incarnation's messages race with the newer one's hello, and with its own.
+/// The messages of the older incarnation race with the hello of the newer incarnation, and with their own incarnation's
+/// hello.
 #[test]
 fn additions_of_an_older_incarnation_that_race_with_a_newer_one_bring_nothing_back() {
     let (table, _) = table();

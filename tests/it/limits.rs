@@ -176,7 +176,7 @@ fn the_last_proxy_number_is_as_good_as_the_first() {
     assert_eq!(answer(&table, &nodes[1]), [first]);
 }
 
-/// A refused node takes no record, whichever call adds it, so it causes no rebuild either.
+/// A refused node takes no record, for each call that adds it, so it causes no rebuild either.
 #[test]
 fn a_node_that_is_refused_leaves_nothing_behind() {
     const ROUTES: usize = 1_000;

@@ -471,7 +471,7 @@ fn resolved_routes_are_those_of_a_look_up_with_their_details() {
             table.add_node(&node(i), *proxy).expect("there is room");
             clock.advance(Duration::from_secs(3));
         }
-        // The first one is expired, and the second one gone.
+        // The first node is expired, and the second node gone.
         let resolved = table.resolve(&node(i));
         let routes: Vec<_> = resolved
             .iter()

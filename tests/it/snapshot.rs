@@ -81,7 +81,7 @@ fn answer(table: &RouteTable, node: &NodeId) -> Vec<String> {
     routes.iter().map(|route| id(route.proxy)).collect()
 }
 
-/// Panics unless a table is as empty as a new one.
+/// Panics unless a table is as empty as a new table.
 fn assert_untouched(table: &RouteTable) {
     assert_eq!((table.len(), table.stats().proxies, table.stats().records), (0, 0, 0));
 }

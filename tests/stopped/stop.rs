@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize
 use std::sync::mpsc;
 use std::thread::{self, Scope, ScopedJoinHandle};
 
-/// The victim's state. Stores are Release and loads Acquire, so that the victim's steps before it stopped come before
-/// the next steps of the main thread, and the other way round.
+/// The victim's state. Stores are Release and loads Acquire. So the victim's steps before it stopped come before the
+/// next steps of the main thread, and the other way round.
 static STATE: AtomicU32 = AtomicU32::new(RUNS);
 const RUNS: u32 = 0;
 /// The signal was sent to the victim.
@@ -201,7 +201,7 @@ impl<'scope, C: Send + 'scope> Victim<'scope, C> {
         let (send, receive) = mpsc::channel();
         let ends = Arc::clone(&shall_end);
         let thread = scope.spawn(move || {
-            // First set up what a thread allocates at its first calls, such as its registration with the collector.
+            // First make the thread's first allocations, such as its registration with the collector.
             for _ in 0..3 {
                 call(&mut caller);
             }

@@ -6,9 +6,10 @@
 //! ```
 //!
 //! For each attack, a fresh `nodetracker serve` gets 100,000 nodes. A neighbour, with its own connection, reports and
-//! looks up a node a thousand times a second: for some seconds at rest, and then for as long during the attack. The
-//! neighbour measures from the time when a call was due. The printed table has the neighbour's latencies, the number of
-//! failed calls, and the most memory that the server held. The table also shows whether all nodes are there afterwards.
+//! looks up a node a thousand times a second. It does so for some seconds at rest, and then for as long during the
+//! attack. The neighbour measures from the time when a call was due. The printed table has the neighbour's latencies,
+//! the number of failed calls, and the most memory that the server held. The table also shows whether all nodes are
+//! there afterwards.
 //!
 //! During the attacks on watches, ten watches follow all nodes. A second table has the age of the changes when they
 //! reach the watches, the resyncs, and the watches that lost their place.

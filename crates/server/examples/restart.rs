@@ -7,11 +7,11 @@
 //! ```
 //!
 //! 1. A client adds nodes in batches, up to 200,000 nodes a second. In the middle of that, the program kills the
-//!    server, starts it again on the same folder, and looks up each node that the server had acknowledged before it
-//!    began its last snapshot. The program fails if one of them is missing.
+//!    server, and starts it again on the same folder. Then it looks up each node that the server had acknowledged
+//!    before the server began its last snapshot. The program fails if one of them is missing.
 //! 2. The program fills a server, waits for a snapshot of all nodes, and kills the server. It reports the time until
 //!    the next server is ready, and that server's memory.
-//! 3. A neighbour makes a call each millisecond, in turns to a server without snapshots and to one that writes a
+//! 3. A neighbour makes a call each millisecond, in turns to a server without snapshots and to a server that writes a
 //!    snapshot each second.
 //!
 //! The program reads `/proc`, so it needs Linux. The program ends by itself.
@@ -132,7 +132,7 @@ async fn missing(addr: &str, nodes: u32) -> Result<u32, Failure> {
     Ok(missing)
 }
 
-/// Kills a server in the middle of load, and checks what the next one knows.
+/// Kills a server in the middle of load, and checks the routes of the next server.
 fn during_load(command: &Path) -> Result<(), Failure> {
     let folder = Folder::new()?;
     let server = Server::start(command, &folder.args()?)?;

@@ -5,13 +5,13 @@
 //! $ target/release/examples/server_soak [--server FILE] [--minutes N] [--flood SECONDS] [--settle SECONDS] [NAME...]
 //! ```
 //!
-//! The program starts `nodetracker serve` with a keep-alive interval of 20 s, adds 100,000 nodes, and measures how many
-//! calls a second the server and a client can make on this machine. Then the client makes half as many, and ten watches
-//! follow all nodes. Floods come one after the other: each of the attacks of `attacks.rs`, with pauses in which the
-//! memory can return.
+//! The program starts `nodetracker serve` with a keep-alive interval of 20 s, and adds 100,000 nodes. Then it measures
+//! how many calls a second the server and a client can make on this machine. Then the client makes half as many, and
+//! ten watches follow all nodes. Floods come one after the other: each of the attacks of `attacks.rs`, with pauses in
+//! which the memory can return.
 //!
 //! The program prints the server's memory at the start, at the end of each flood, after each pause, and at the end. The
-//! program fails if the resident set at the end exceeds the resident set at the start by more than a tenth, or if the
+//! program fails if the resident set at the end exceeds that at the start by more than a tenth. It also fails if the
 //! table has lost nodes.
 //!
 //! The attackers are other processes, with the lowest priority, on the same machine. All processes use only the
@@ -53,8 +53,8 @@ const PROBE: Duration = Duration::from_secs(5);
 /// How long the load runs before the program reads the memory at the start.
 const WARM_UP: Duration = Duration::from_secs(60);
 
-/// How many nodes come and go in that time, so that the server's change log is as full as it becomes: it holds 65,536
-/// changes, and refreshes are no changes.
+/// How many nodes come and go in that time, so that the server's change log is full: the log holds 65,536 changes, and
+/// refreshes are no changes.
 const CHANGES: u32 = 40_000;
 
 /// The longest time for the preparation of a flood.

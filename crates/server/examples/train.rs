@@ -172,7 +172,7 @@ async fn sessions(target: &Target, options: &Options) -> Result<(), Failure> {
     all(tasks).await
 }
 
-/// Reads until `last` says that a message is the last one.
+/// Reads until `last` returns `true` for a message.
 async fn read(watch: &mut Streaming<v1::WatchResponse>, mut last: impl FnMut(Message) -> bool) -> Result<(), Failure> {
     loop {
         let message = watch.message().await?.and_then(|response| response.message);

@@ -6,9 +6,10 @@ use std::path::Path;
 /// The assumed memory, in bytes, if the system reports none.
 const UNKNOWN: usize = 1 << 30;
 
-/// Returns the bytes of memory that this process may use. This is the smallest of three values: the machine's memory,
-/// the limits of the process's control groups, and half of the limit on the address space. The other half is for
-/// stacks, and for address space that the allocator reserves or cannot use again: mimalloc reserves 128 MiB at a time.
+/// Returns the bytes of memory that this process may use. The result is the smallest of three values: the machine's
+/// memory, the limits of the process's control groups, and half of the limit on the address space. The other half is
+/// for stacks, and for address space that the allocator reserves or cannot use again: mimalloc reserves 128 MiB at a
+/// time.
 pub(crate) fn memory() -> usize {
     let read = |path: &Path| fs::read_to_string(path).ok();
     let machine = read(Path::new("/proc/meminfo")).and_then(|info| total(&info));

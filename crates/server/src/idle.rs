@@ -1,8 +1,8 @@
-//! Idle connections end when new connections have to wait for a slot. If none is idle, connections of the client with
-//! the most connections drain.
+//! Idle connections end when new connections have to wait for a slot. If no connection is idle, connections of the
+//! client with the most connections drain.
 //!
-//! A question wakes only as many connections as have to end, those first that were not asked for the longest time. A
-//! connection that is not idle passes the question on to the next, until all have been asked. So a question about ten
+//! A question wakes only as many connections as have to end, and first those that were not asked for the longest time.
+//! A connection that is not idle passes the question on to the next, until all have been asked. So a question about ten
 //! of 10,000 connections wakes ten of them, if these are idle.
 
 use std::collections::VecDeque;
@@ -90,7 +90,7 @@ impl IdleConnections {
 
     fn add(&self, connection: &Arc<Connection>) {
         let mut connections = lock(&self.connections);
-        // Those that have ended are removed as often as the memory would have to grow.
+        // Connections that have ended are removed as often as the memory would have to grow.
         if connections.len() == connections.capacity() {
             connections.retain(|connection| connection.strong_count() > 0);
             let left = connections.len();
@@ -266,7 +266,7 @@ mod tests {
             settle().await;
             assert_eq!((woken(&connections), ended(&connections)), (5 * round, 5 * round));
         }
-        // Those that have waited the longest come first.
+        // The connections that have waited the longest come first.
         assert_eq!(ended(&connections[..15]), 15);
     }
 

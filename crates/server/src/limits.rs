@@ -112,7 +112,7 @@ pub const ROUTE_WORK: usize = 1;
 /// Bytes of a request or a reply that cost as much as a route.
 pub const BYTES_PER_WORK: usize = 64;
 
-/// Bytes of a connection's input that cost as much as one unit of work, if the calls in the input cost less: h2 parses
+/// Bytes of a connection's input that cost as much as one unit of work, if the calls in the input cost less. h2 parses
 /// and acknowledges frames that make no call, such as PING.
 pub const INPUT_PER_WORK: usize = 16;
 
@@ -164,8 +164,9 @@ pub const WORK_PER_PASS: usize = 5_000;
 /// cost a tenth of their CPU.
 pub const SMALL_WORK_PER_PASS: usize = 4 * WORK_PER_PASS;
 
-/// Tasks of one worker that may wait for a turn without effect on [`SMALL_WORK_PER_PASS`]. While more wait, the small
-/// calls of a pass have less work, down to [`WORK_PER_PASS`]: a connection with one call waits for the end of the pass.
+/// Tasks of one worker that may wait for a turn without effect on [`SMALL_WORK_PER_PASS`]. While more tasks wait, the
+/// small calls of a pass have less work, down to [`WORK_PER_PASS`], because a connection with one call waits for the
+/// end of the pass.
 pub const CROWD: usize = 16;
 
 /// The work of one turn of a batch or of a page: 50 microseconds.
@@ -183,7 +184,7 @@ pub const MAX_BATCH_NODES: usize = 4096;
 /// Bytes of one reply. gRPC clients accept at most 4 MiB by default.
 pub const MAX_REPLY_SIZE: usize = 4_000_000;
 
-/// Bytes of large replies that one connection may have unread, wherever they wait.
+/// Bytes of large replies that one connection may have unread, in the server and in HTTP/2.
 ///
 /// Further calls with large replies, and messages of watches, wait until the client has read. Stops clients that call
 /// and never read; without the limit, each client could hold a gigabyte. A client that reads can have four of the
@@ -274,8 +275,8 @@ pub const RESYNC_NODES: usize = 128;
 /// catches up.
 pub const MAX_SWEEP_WAIT: Duration = Duration::from_millis(10);
 
-/// Connections to the diagnostics port at one time. A further connection ends the oldest that has not sent its request,
-/// or else the oldest.
+/// Connections to the diagnostics port at one time. A further connection ends the oldest connection that has not sent
+/// its request, or else the oldest connection.
 pub const MAX_DIAG_CONNECTIONS: usize = 16;
 
 /// The pause after each connection that the diagnostics port accepts: at most 50 pages a second. A page of metrics
@@ -405,10 +406,10 @@ pub struct Limits {
     /// connection has an equal share for itself. Some of the server's memory is not counted, so plan for twice the
     /// budget. By default, an eighth of the memory that the process may use, and at most 512 MiB.
     pub memory: usize,
-    /// The percentage of a limit over all clients that one address may have: of
+    /// The percentage of a limit over all clients that one address may have. The percentage applies to
     /// [`max_connections`](Self::max_connections), [`memory`](Self::memory), [`max_watches`](Self::max_watches) and
-    /// [`max_watched_size`](Self::max_watched_size).
-    /// For IPv6, a network of 56 bits counts as one address. 50 by default; 100 is no limit.
+    /// [`max_watched_size`](Self::max_watched_size). For IPv6, a network of 56 bits counts as one address. 50 by
+    /// default; 100 is no limit.
     pub max_share_per_client: u32,
     /// Watches at one time. A watch takes some hundred bytes. A watch whose client does not read holds one message,
     /// which counts for [`SEND_BUDGET`]. 10,000 by default.

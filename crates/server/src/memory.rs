@@ -1,9 +1,9 @@
 //! The memory budget: bytes that all clients together may make the server hold.
 //!
 //! A limit for each connection bounds nothing if there are ten thousand connections. So all large memory that clients
-//! can make the server hold is charged to one budget: connections, calls in flight, parts of requests that have
-//! arrived, replies that the client has not read, and snapshots of watches. If the budget has no room, the call fails
-//! with RESOURCE_EXHAUSTED, or the connection is not served. The table has limits of its own.
+//! can make the server hold is charged to one budget. The budget has connections, calls in flight, parts of requests
+//! that have arrived, replies that the client has not read, and snapshots of watches. If the budget has no room, the
+//! call fails with RESOURCE_EXHAUSTED, or the connection is not served. The table has limits of its own.
 //!
 //! Small amounts are not charged: of each connection, the first [`UNREAD_STEP`](crate::limits::UNREAD_STEP) of the
 //! requests that the server has not read yet, and small replies.

@@ -23,7 +23,7 @@ use crate::idle::{Evictable, IdleConnections};
 use crate::limits::{ASK_INTERVAL, Limits, MAKE_ROOM_INTERVAL, MAX_CONNECTION_WAIT, MAX_WAITING_PER_CLIENT};
 use crate::refusal::Reason;
 
-/// The identity of a client: what its certificate certifies, or its address if it has no certificate.
+/// The identity of a client: the identity in its certificate, or its address if it has no certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum ClientKey {
     /// An address of IPv4.
@@ -44,7 +44,7 @@ impl From<IpAddr> for ClientKey {
     }
 }
 
-/// The most that one client may have. `usize::MAX` is no limit, and so is [`Semaphore::MAX_PERMITS`].
+/// The most that a client may have. `usize::MAX` is no limit, and so is [`Semaphore::MAX_PERMITS`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shares {
     pub(crate) connections: usize,
@@ -152,7 +152,7 @@ impl Quotas {
 
     /// Asks up to `connections` connections of the client with the most connections to end, idle or not. The client
     /// keeps as many connections as each client would have if all had the same number. If all have the same number, the
-    /// clients that have come first end one connection each: otherwise an attacker with many addresses could shut new
+    /// clients that have come first end one connection each. Otherwise an attacker with many addresses could shut new
     /// clients out.
     pub(crate) fn make_room_of_largest(&self, connections: usize) {
         let clients = self.lock();

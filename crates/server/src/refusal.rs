@@ -1,5 +1,5 @@
-//! Refusals: calls and connections that the server does not serve, or not at once, because a limit is reached, or
-//! because the client lacks a right. The server counts refusals by reason.
+//! Refusals: calls and connections that the server does not serve, or not at once. A limit is reached, or the client
+//! lacks a right. The server counts refusals by reason.
 //!
 //! Every refusal goes through [`Refusals::refuse`], which counts the refusal. [`CountedRefusal::status`] then makes the
 //! status. So the server counts every status of a limit. `clippy.toml` forbids other ways to make these statuses.
@@ -145,8 +145,8 @@ impl Refusals {
     pub(crate) fn refuse_for(&self, reason: Reason, error: Option<&dyn Display>) -> CountedRefusal {
         // Relaxed, as in `counts`: the counters guard no data.
         let count = self.counts[reason as usize].fetch_add(1, Ordering::Relaxed) + 1;
-        // If another thread has the lock, it reports this refusal too, or the next line does: a flood of refusals must
-        // not make the workers wait for each other.
+        // If another thread has the lock, that thread or the next line reports this refusal, too. A flood of refusals
+        // must not make the workers wait for each other.
         let report = self.reports[reason as usize].try_lock();
         let due = report
             .ok()

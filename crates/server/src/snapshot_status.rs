@@ -1,4 +1,4 @@
-//! What became of the snapshots, for `Stats` and for metrics.
+//! The results of the snapshots, for `Stats` and for metrics.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

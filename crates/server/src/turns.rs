@@ -2,13 +2,14 @@
 //!
 //! A worker runs in passes: it polls its sockets, then runs the tasks that are ready. If a pass were long, every call
 //! that arrives meanwhile would wait for the end of the pass. So a pass does about [`WORK_PER_PASS`] of the work that
-//! can be postponed: batches, pages of lists, snapshots of watches, and the calls that a connection could not finish in
-//! its turn. A task that wants to do such work asks for a turn. If the pass has used up its work, the task waits in a
-//! queue, and the next passes grant the turns in order. If a connection has few small calls, these calls never wait.
+//! can be postponed. This work is batches, pages of lists, snapshots of watches, and the calls that a connection could
+//! not finish in its turn. A task that wants to do such work asks for a turn. If the pass has used up its work, the
+//! task waits in a queue, and the next passes grant the turns in order. If a connection has few small calls, these
+//! calls never wait.
 //!
-//! The small calls of a connection take no turn before they begin, but their work counts for the pass. Once the pass
-//! has done [`SMALL_WORK_PER_PASS`], or a quarter of that while many tasks wait, each further connection may do only
-//! [`MIN_TURN_WORK`], and waits for a turn with the rest. All connections of one client may do
+//! The small calls of a connection take no turn before they begin, but their work counts for the pass. When the pass
+//! has done [`SMALL_WORK_PER_PASS`], or a quarter of this work while many tasks wait, each further connection may do
+//! only [`MIN_TURN_WORK`]. The connection waits for a turn with the rest. All connections of one client may do
 //! [`MIN_TURNS_WORK_PER_CLIENT`] in this way; its other connections wait. A new connection waits for a turn, too. Input
 //! that makes no call has its price as well ([`INPUT_PER_WORK`](crate::limits::INPUT_PER_WORK)).
 //!
@@ -18,10 +19,10 @@
 //! its share counts as a debt in the next passes. So thousands of connections of one client delay another client by
 //! about the granted turns of one pass. A client that is alone has no such limit, and loses nothing.
 //!
-//! The clients whose tasks wait get turns one after the other, whatever the number of their tasks. So an address with
-//! 400 busy connections gets no more turns than an address with one connection. A connection of a client has at most
-//! one task in the queue, and its other tasks wait for this task. So a connection with 256 batches gets no more turns
-//! than a connection with one batch. Besides that task, the connection itself may wait with its small calls.
+//! The clients whose tasks wait get turns one after the other, independent of the number of their tasks. So an address
+//! with 400 busy connections gets no more turns than an address with one connection. A connection of a client has at
+//! most one task in the queue, and its other tasks wait for this task. So a connection with 256 batches gets no more
+//! turns than a connection with one batch. Besides that task, the connection itself may wait with its small calls.
 //!
 //! A message of a session is one piece of work, however large. So the session first waits for a turn, and then decodes
 //! and handles the message. Responses of services of other crates take a turn for each message.
@@ -456,7 +457,7 @@ pub(crate) mod tests {
     async fn connections_take_turns() {
         let worker = Arc::<WorkerTurns>::default();
         let [a, b] = [0; 2].map(|_| Turns::of_one_client(Arc::clone(&worker)));
-        // Three tasks of one connection get as many turns as the one task of the other.
+        // Three tasks of one connection get as many turns as the only task of the other.
         let order = order(&[a.clone(), a.clone(), a, b], 4).await;
         let at = |last| order.iter().rposition(|&number| number == last).unwrap();
         assert!(at(3) <= 8, "{order:?}");
@@ -634,7 +635,7 @@ pub(crate) mod tests {
             yield_now().await;
             assert!(crowd.poll() < 400);
         }
-        // Those that wait come first.
+        // The connections that wait come first.
         for _ in 0..400 {
             yield_now().await;
             crowd.poll();

@@ -25,7 +25,7 @@ use crate::task::{Outcome, target};
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask")]
 enum Task {
-    /// Run what every change must pass (.ci/run)
+    /// Run the checks that every change must pass (.ci/run)
     Ci,
     /// Check licences, bans and sources of the dependencies (cargo-deny)
     Deny {
@@ -53,7 +53,7 @@ enum Task {
     /// Check the budgets of memory
     ///
     /// `check` runs up to a million routes, in seconds. `all` runs up to ten million, and records profiles, plot and
-    /// table. `garbage` plots what waits to be freed. Anything else is the name of a program.
+    /// table. `garbage` plots the objects that wait to be freed. Anything else is the name of a program.
     Memory {
         #[arg(default_value = "check")]
         what: Vec<String>,
@@ -76,7 +76,7 @@ enum Task {
         #[command(flatten)]
         rest: Rest,
     },
-    /// Measure what profiles/README.md shows, and write it there
+    /// Measure the figures of profiles/README.md, and write them there
     ///
     /// Needs a machine that does nothing else. ROUNDS=9 makes the medians of `speed` steadier, and takes twice the
     /// time.
@@ -84,7 +84,7 @@ enum Task {
         /// All if none is named
         parts: Vec<RecordPart>,
     },
-    /// Measure what the documents of the server and of the clients show, and write it there
+    /// Measure the figures in the documents of the server and of the clients, and write them there
     ///
     /// Needs a machine that does nothing else. The environment: ROUNDS (3), and GO_MAP, the sources of the Go peer.
     Load {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 pub(crate) type Outcome = Result<(), Box<dyn Error>>;
 
-/// The folder of what cargo builds.
+/// The folder of cargo's builds.
 pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from)
 }

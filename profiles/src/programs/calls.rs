@@ -20,8 +20,8 @@ fn count(f: impl Fn(u64)) -> f64 {
     (allocations() - before) as f64
 }
 
-/// Calls `f` with a number and all nodes whose proxy is the one of that number, and counts the allocations, those of
-/// the first call left out, in which buffers grow.
+/// Calls `f` with each proxy's number and all nodes of this proxy, and counts the allocations. Does not count the
+/// allocations of the first call, in which buffers grow.
 fn count_batches(mut f: impl FnMut(u64, &[NodeId; BATCH])) -> f64 {
     let mut batch = |n| f(n, &std::array::from_fn(|i| node(n % PROXIES + PROXIES * i as u64)));
     batch(0);

@@ -75,7 +75,7 @@ impl Findings {
         self.figures.push((key.into(), value));
     }
 
-    /// Findings as text, for the process that started this one.
+    /// Findings as text, for the process that started this process.
     pub(crate) fn to_lines(&self) -> String {
         let mut lines = String::new();
         for (key, value) in &self.figures {

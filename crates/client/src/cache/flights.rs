@@ -95,7 +95,7 @@ impl Flight {
         }
         drop(state);
         if let Some(sender) = self.result.take() {
-            // An error means that nobody waits any more.
+            // An error means that no look-up waits any more.
             let _ = sender.send(result);
         }
     }

@@ -45,10 +45,10 @@ impl Drop for Follower {
 }
 
 impl RouteCache {
-    /// Follows the changes of one of several trackers, the first one first, until the result is dropped. The cache then
-    /// receives each change of the fleet, some hundred bytes. Look-ups should ask the followed tracker: another
-    /// tracker's answer may lack the change that led to the look-up. While the cache follows no tracker, only the
-    /// bounds of the [`CacheConfig`](crate::cache::CacheConfig) apply.
+    /// Follows the changes of one of several trackers, from the first tracker on, until the result is dropped. The
+    /// cache then receives each change of the fleet, some hundred bytes. Look-ups should ask the followed tracker:
+    /// another tracker's answer may lack the change that led to the look-up. While the cache follows no tracker, only
+    /// the bounds of the [`CacheConfig`](crate::cache::CacheConfig) apply.
     ///
     /// # Errors
     ///

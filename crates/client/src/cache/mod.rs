@@ -301,7 +301,7 @@ impl RouteCache {
             move |_: &NodeId, kept: &Arc<Kept>| kept.routes.iter().any(|route| ids.contains(route.proxy.id()));
         // An error cannot happen: the cache supports closures.
         let _ = inner.kept.invalidate_entries_if(has_route);
-        // Otherwise, the closures stay until somebody looks up.
+        // Otherwise, the closures stay until the next look-up.
         inner.kept.run_pending_tasks();
         add_one(&inner.counters.invalidations);
     }
@@ -359,7 +359,7 @@ impl Inner {
         });
     }
 
-    /// Waits for what was found, and returns the answer.
+    /// Waits for the result that was found, and returns the answer.
     async fn answer(&self, node: &NodeId, found: Found) -> Result<Answer, TrackerError> {
         let fetched = match found {
             Found::Fresh(routes) => Ok(routes),

@@ -77,7 +77,7 @@ pub(super) fn error(addr: &TrackerAddr, status: &Status) -> TrackerError {
     }
 }
 
-/// Returns the innermost error, which names what the system reported.
+/// Returns the innermost error, which names the system's report.
 fn root_cause<'e>(mut error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
     while let Some(source) = error.source() {
         error = source;

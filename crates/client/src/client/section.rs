@@ -136,8 +136,8 @@ impl TrackerSection {
         config.map_err(|(key, reason)| error(None, format!("{SECTION}.{key}: {reason}")))
     }
 
-    /// Reads the key and certificate files, and returns the default configuration with this TLS: for the parts of a
-    /// proxy that share the trackers, such as its session and its replica.
+    /// Reads the key and certificate files, and returns the default configuration with this TLS. It is for the parts of
+    /// a proxy that share the trackers, such as its session and its replica.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What a client knows about its trackers.
+//! A client's figures of its trackers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

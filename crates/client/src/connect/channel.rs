@@ -274,7 +274,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn a_second_address_is_tried_if_the_first_one_drops_packets() {
-        // The kernel drops what does not fit into the queue of a socket that accepts nothing.
+        // The kernel drops connections that do not fit into the queue of a socket that accepts nothing.
         let silent = TcpSocket::new_v4().unwrap();
         silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let silent = silent.listen(0).unwrap();

@@ -39,7 +39,7 @@ pub struct KeepAlive {
     pinged: Option<Instant>,
 }
 
-/// What is due.
+/// The next step of a keep-alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
     /// Send a ping.

@@ -1,4 +1,4 @@
-//! What agents and proxies share of the protocol on a tunnel's control stream, `nodetracker.agent.v1`.
+//! The protocol on a tunnel's control stream, `nodetracker.agent.v1`: the parts that agents and proxies share.
 //!
 //! | module | contents |
 //! | --- | --- |

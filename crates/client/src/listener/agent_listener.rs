@@ -108,7 +108,7 @@ pub struct AgentListener {
     shared: Arc<Shared>,
 }
 
-/// What the tasks of a listener share.
+/// The state that the tasks of a listener share.
 pub(super) struct Shared {
     pub(super) config: ListenerConfig,
     pub(super) verify: Box<Verify>,

@@ -22,7 +22,7 @@ pub struct LinkTimes {
     pub list_interval: Duration,
 }
 
-/// What a link has to report.
+/// An event of a link.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LinkEvent {
     /// The agent has said hello. Call [`AgentLink::welcome`] or [`AgentLink::refuse`].

@@ -53,7 +53,7 @@ pub struct IncomingStream {
     pub stream: TunnelStream,
 }
 
-/// What the tasks of a pool share.
+/// The state that the tasks of a pool share.
 pub(super) struct Shared {
     state: Mutex<PoolState>,
     /// Wakes the timer.

@@ -1,4 +1,4 @@
-//! What an embedder decides about a pool.
+//! The configuration of a pool, and its targets.
 
 use std::time::Duration;
 

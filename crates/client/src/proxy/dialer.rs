@@ -183,8 +183,8 @@ impl Dialer {
         Self::with_verify(config, agents, tracker, transport, Box::new(|_, _| Ok(())))
     }
 
-    /// Like [`Dialer::new`], with a check of each peer before it gets a request: the ID of the proxy that the tracker
-    /// names, and the peer's certificates.
+    /// Like [`Dialer::new`], with a check of each peer before the peer gets a request. The check gets the ID of the
+    /// proxy that the tracker names, and the peer's certificates.
     #[must_use]
     pub fn with_verify(
         config: DialerConfig,

@@ -57,8 +57,8 @@ impl Discovery {
         (self.interval / 2_u32.pow(shift)).mul_f64(0.5 + random / 2.0)
     }
 
-    /// Takes the proxies that the trackers list, of all clusters. If there are more than agents accept, takes those
-    /// whose IDs follow the ID of this proxy, so that the lists of all proxies together name every proxy.
+    /// Takes the proxies that the trackers list, of all clusters. If there are more proxies than agents accept, takes
+    /// the proxies whose IDs follow the ID of this proxy. So the lists of all proxies together name every proxy.
     pub(super) fn listed(&mut self, now: Instant, proxies: Vec<ProxyDetails>) {
         self.peers.values_mut().for_each(|peer| peer.listed = None);
         let of_cluster = proxies
@@ -74,7 +74,7 @@ impl Discovery {
         self.forget_silent(now);
     }
 
-    /// Takes the presence of another proxy. An older incarnation does not replace a later one.
+    /// Takes the presence of another proxy. An older incarnation does not replace a later incarnation.
     pub(super) fn heard(&mut self, now: Instant, presence: Presence) {
         self.forget_silent(now);
         let Some(proxy) = &presence.proxy else { return };

@@ -288,7 +288,7 @@ impl Inner {
     /// Forgets a tunnel, so that later dials do not use the tunnel.
     fn forget(&self, key: &Key, tunnel: &Arc<PeerTunnel>) {
         let mut tunnels = self.tunnels.lock();
-        // A shared future that nobody has polled is not complete yet.
+        // A shared future that was never polled is not complete yet.
         let shared = tunnels.get(key).and_then(|shared| shared.clone().now_or_never());
         if shared.is_some_and(|shared| shared.is_ok_and(|known| Arc::ptr_eq(&known, tunnel))) {
             tunnels.remove(key);

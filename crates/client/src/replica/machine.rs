@@ -23,7 +23,7 @@ use crate::clock::bounded;
 use crate::replica::copy::{ApplyError, Copy, Writer};
 use crate::tracker::Route;
 
-/// Records of the table that one step of the sweeper visits.
+/// Records of the table that a step of the sweeper visits.
 const SWEEP_STEP: usize = 1 << 16;
 
 /// The times of a replica.
@@ -170,7 +170,7 @@ impl View {
         self.wall + now.saturating_duration_since(self.origin)
     }
 
-    /// For the one writer, after the copy has the changes.
+    /// For the only writer, after the copy has the changes.
     fn set_complete_until(&self, moment: Instant) {
         let nanos = moment.saturating_duration_since(self.origin).as_nanos();
         let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);

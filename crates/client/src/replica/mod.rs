@@ -93,7 +93,7 @@ pub use machine::{Event, Input, Machine, ReplicaTimes, Stats, Status, Transmit, 
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ReplicaConfig {
-    /// The trackers. The replica watches one at a time, the first one first.
+    /// The trackers. The replica watches one tracker at a time, from the first tracker on.
     pub trackers: Vec<TrackerAddr>,
     /// TLS and timeouts of the connections.
     pub connect: ConnectConfig,

@@ -760,7 +760,7 @@ impl World {
         Some(staleness)
     }
 
-    /// Nothing changes any more: the copy becomes equal to the table, and knows it.
+    /// Nothing changes any more: the copy becomes equal to the table, and reports itself complete.
     fn settle(&mut self) {
         // Everything that is about to expire is gone.
         self.advance(2 * KEEP_ALIVE);
@@ -827,8 +827,8 @@ fn no_answer_is_older_than_the_replica_says() {
     println!("| look-ups | {seeds} | {checks} | {median:.1} s | {worst:.1} s |");
 }
 
-/// Runs with changes until the copy is up to date again: the replica follows a tracker, and has its table as it was no
-/// longer ago than two probes.
+/// Runs with changes until the copy is up to date again. Then the replica follows a tracker, and has its table as the
+/// table was at most two probes ago.
 fn recovery(seed: u64, trackers: u64, fault: impl FnOnce(&mut World)) -> Recovery {
     let mut world = World::new(seed, trackers);
     world.settle();

@@ -7,10 +7,10 @@
 //!
 //! # How the machine finds changes
 //!
-//! A change puts the node's ID into a bounded queue, once. Two kinds of nodes can have their ID in a queue twice: a
-//! node that was removed meanwhile, and a node that went down while its ID was in the queue of announcements. The
-//! second ID then finds nothing to do. If the queue is full, a flag is set, and the next flush looks at all nodes. So a
-//! flush costs the number of the changed nodes, and a burst costs one pass over the map.
+//! A change puts the node's ID into a bounded queue, once. The ID of a node can be in a queue twice if the node was
+//! removed meanwhile. The same is true if the node went down while its ID was in the queue of announcements. The second
+//! ID then finds nothing to do. If the queue is full, a flag is set, and the next flush looks at all nodes. So a flush
+//! costs the number of the changed nodes, and a burst costs one pass over the map.
 //!
 //! The first change after a flush reports that there is something to do. The machine collects further changes anyway.
 //!
@@ -38,10 +38,10 @@ const QUEUE: usize = 4096;
 /// The nodes of a proxy. The proxy's threads change the set; one [`Machine`](crate::session::machine::Machine) reads
 /// it.
 ///
-/// A node costs 18 bytes beside its ID, and its share of the maps' free slots. With 50,000 nodes and more, these are
-/// less than 64 bytes: up to 57 bytes at rest, and up to 64 bytes while one of the maps grows. The ID of a UUID has 16
-/// bytes. The ID of a name has 24 bytes, and its text if the text is longer. `cargo test -p nodetracker-client --test
-/// session_memory -- --nocapture` prints the figures.
+/// A node costs 18 bytes beside its ID, and its share of the maps' free slots. With 50,000 nodes and more, the sum is
+/// less than 64 bytes. It is up to 57 bytes at rest, and up to 64 bytes while one of the maps grows. The ID of a UUID
+/// has 16 bytes. The ID of a name has 24 bytes, and its text if the text is longer. `cargo test -p nodetracker-client
+/// --test session_memory -- --nocapture` prints the figures.
 #[derive(Debug)]
 pub struct NodeSet {
     /// A UUID as the map's key takes eight bytes less than a [`NodeId`].

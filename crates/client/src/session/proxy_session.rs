@@ -215,7 +215,7 @@ impl ProxySession {
 }
 
 impl ShellHandle {
-    /// Changes the nodes, unless nobody reports them any more.
+    /// Changes the nodes, unless the session no longer reports them.
     fn change<T>(&self, act: impl FnOnce(&NodeSet) -> T) -> Option<T> {
         let Shared { nodes, is_closed, .. } = &*self.shared;
         // Relaxed: a few changes more do no harm.

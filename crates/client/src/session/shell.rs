@@ -21,7 +21,7 @@ use crate::session::machine::{Event, Input, MAX_IN_FLIGHT, Machine, Superseded};
 use crate::session::nodes::NodeSet;
 use crate::session::stats::{SessionState, SessionStats};
 
-/// What a task shares with the proxy's threads.
+/// The state that a task shares with the proxy's threads.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) nodes: Arc<NodeSet>,

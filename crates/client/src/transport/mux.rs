@@ -24,9 +24,9 @@ use crate::transport::received::{LastReceived, NotesReceived};
 use crate::transport::slots::{Slot, Slots};
 use crate::transport::{ByteStream, Tunnel, TunnelStream};
 
-/// The most streams that are open on one tunnel at a time, whichever side has opened them. A peer's further streams are
-/// reset. yamux lets 256 streams wait for the peer's acknowledgement. Streams that this side has dropped count until
-/// the connection takes their reset.
+/// The most streams that are open on one tunnel at a time, opened by either side. A peer's further streams are reset.
+/// yamux lets 256 streams wait for the peer's acknowledgement. Streams that this side has dropped count until the
+/// connection takes their reset.
 pub const MAX_STREAMS: usize = 255;
 
 /// The longest time to open a stream. A tunnel whose connection takes no bytes may open no stream for this long.
@@ -44,7 +44,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A [`Tunnel`] over one connection. It has a tokio task, which ends with the tunnel.
 ///
-/// A stream buffers up to 256 KiB that nobody has read, and more on a fast connection, at most 16 MiB for all streams
+/// A stream buffers up to 256 KiB of unread bytes, and more on a fast connection, at most 16 MiB for all streams
 /// together. A connection also holds one frame that it receives, of up to 1 MiB.
 pub struct MuxTunnel {
     requests: mpsc::Sender<Request>,
@@ -182,7 +182,7 @@ async fn drive(
             match connection.poll_new_outbound(cx) {
                 Poll::Ready(opened) => {
                     let stream = opened.map(|stream| streams.stream(stream, request.slot));
-                    // If nobody waits for the stream any more, the stream is dropped.
+                    // If no caller waits for the stream any more, the stream is dropped.
                     let _ = request.reply.send(stream.map_err(io::Error::other));
                 }
                 Poll::Pending => {
@@ -199,7 +199,7 @@ async fn drive(
     let _ = timeout(CLOSE_TIMEOUT, poll_fn(|cx| connection.poll_close(cx))).await;
 }
 
-/// What the streams of a tunnel share.
+/// The state that the streams of a tunnel share.
 struct Streams {
     slots: Arc<Slots>,
     /// Cancelled when the connection has ended.

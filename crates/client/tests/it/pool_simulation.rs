@@ -55,7 +55,7 @@ struct Connection {
     /// What the agent has said.
     claimed: bool,
     left: bool,
-    /// Nothing arrives any more, and nobody notices.
+    /// Nothing arrives any more, and neither end notices.
     is_silent: bool,
     /// When the last message in each direction arrives: messages stay in order.
     last: [Instant; 2],

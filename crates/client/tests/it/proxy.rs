@@ -215,7 +215,7 @@ impl Fleet {
 async fn a_node_is_reached_through_every_proxy() {
     let fleet = Fleet::new(&["a", "b"], &["b"]).await;
     fleet.tracker.add("b");
-    // Case 2: the proxy has the tunnel, and asks nobody.
+    // Case 2: the proxy has the tunnel, and asks no tracker.
     assert_eq!(fleet.dial("b").await.unwrap(), "b");
     assert_eq!(fleet.tracker.look_ups.load(Ordering::Relaxed), 0);
     // Case 1, over one tunnel between the proxies.
@@ -248,7 +248,7 @@ async fn the_freshest_route_is_first_and_the_next_follows_if_it_fails() {
     fleet.tracker.add("b");
     fleet.tracker.add("c");
     assert_eq!(fleet.dial("a").await.unwrap(), "c");
-    // Nobody listens at the freshest route, and the next proxy does not hold the node.
+    // Nothing listens at the freshest route, and the next proxy does not hold the node.
     fleet.tracker.add("d");
     fleet.tracker.add("gone");
     assert_eq!(fleet.dial("a").await.unwrap(), "c");

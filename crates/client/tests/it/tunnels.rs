@@ -468,7 +468,7 @@ async fn the_other_end_sees_a_stream_before_the_first_byte() {
 async fn both_halves_of_a_stream_notice_that_the_tunnel_is_dropped() {
     let (client, _server) = mux_pair();
     let (mut read, mut write) = tokio::io::split(client.open().await.unwrap());
-    // Nobody reads at the other end: the writer waits for credit.
+    // The other end does not read: the writer waits for credit.
     let buf = vec![0; 1 << 20];
     let reader = tokio::spawn(async move { read.read_u8().await.map(drop) });
     tokio::task::yield_now().await;

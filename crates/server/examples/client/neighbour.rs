@@ -1,4 +1,4 @@
-//! A neighbour of an attacker: a client that makes calls at a constant rate, whatever the server does.
+//! A neighbour of an attacker: a client that makes calls at a constant rate, even if the server is slow.
 //!
 //! Each call has an intended time. The neighbour measures from the intended time, so a stall of the server delays every
 //! call that was due meanwhile. (A client that waits for each reply before its next call would count a stall once.)

@@ -86,7 +86,7 @@ class Session:
                 reason = session_pb2.SessionSupersededReason.Name(response.superseded.reason)
                 raise Superseded(f"superseded: {reason}")
             if response.HasField("go_away"):
-                # A client that knows another tracker begins a session there. This one connects again after the end.
+                # A client that knows another tracker begins a session there. This client connects again after the end.
                 print("the tracker is about to stop", file=sys.stderr)
             elif response.HasField("keep_alive"):
                 # Heartbeats are answer enough.

@@ -25,8 +25,8 @@ pub(crate) struct Caller {
     pub(super) role: Role,
 }
 
-/// Returns a hash of what identifies a client. Different clients have different hashes, except by an accident that
-/// nobody can cause: the hash has a random key.
+/// Returns a hash of what identifies a client. Different clients have different hashes, except by an accident that no
+/// client can cause: the hash has a random key.
 fn identity(of: impl Hash) -> u64 {
     static KEY: LazyLock<ahash::RandomState> = LazyLock::new(ahash::RandomState::new);
     KEY.hash_one(of)

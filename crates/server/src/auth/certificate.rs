@@ -197,7 +197,7 @@ mod tests {
                 .starts_with("the client \"CN=proxy-1, O=Proxy, C=CH, L=x"),
             "{caller}"
         );
-        // Nobody can have a certificate that looks like that of another name.
+        // No client can have a certificate that looks like that of another name.
         let caller = client(&[(O, "Proxy, CN=alice\\"), (CN, "p")]);
         assert_eq!(caller.to_string(), r#"the client "CN=p, O=Proxy\\, CN=alice\\\\""#);
         let caller = client(&[(DnType::CustomDnType(vec![1, 3, 9999, 1, 7]), "a"), (CN, "p")]);

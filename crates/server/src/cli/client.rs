@@ -45,7 +45,7 @@ impl FromStr for Target {
             Some((scheme, _)) => return Err(format!("unknown scheme {scheme:?}, expected http or https")),
         };
         let authority = authority.strip_suffix('/').unwrap_or(authority);
-        // As in listen_addr, where this is every address of the machine.
+        // Here, an address without a host is this machine. In listen_addr, it is every address of the machine.
         let local = authority.starts_with(':').then(|| format!("localhost{authority}"));
         let authority = local.as_deref().unwrap_or(authority);
         let not_host_port = || "expected host:port, :port, http://host:port or https://host:port".to_owned();

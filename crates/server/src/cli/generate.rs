@@ -45,7 +45,7 @@ fn page_of(command: Command) -> Man {
     Man::new(command).source(concat!("nodetracker ", env!("CARGO_PKG_VERSION")))
 }
 
-/// Prints a manual page, or writes all of them.
+/// Prints a manual page, or writes all manual pages.
 pub(super) fn man(command: Command, ManPage { command: wanted, dir }: ManPage) -> Result<(), CommandError> {
     // Without `help`, which has a page for each command again.
     let mut command = command.disable_help_subcommand(true);

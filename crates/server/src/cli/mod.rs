@@ -136,7 +136,7 @@ enum Command {
     LogLevel(operate::SetLogLevel),
     /// Load the tracker with calls at a constant rate, and print how long they took
     ///
-    /// The latency of a call is the time from when the call was due, not from its sending: if the tracker stalls, the
+    /// The latency of a call is the time from when the call was due, not from its sending. If the tracker stalls, the
     /// calls that had to wait are charged to the tracker. Without --rate, there are as many calls as the limits allow,
     /// which measures the maximum; the latencies then say little. All nodes are added before the measurement.
     ///
@@ -183,7 +183,7 @@ impl Cli {
     }
 }
 
-/// Runs a command to its end. Does not wait for threads that look up names, unlike a drop of the runtime: a resolver
+/// Runs a command to its end. Unlike a drop of the runtime, does not wait for threads that look up names. A resolver
 /// that does not respond would delay the end beyond the command's limit.
 fn to_end<T>(runtime: Runtime, command: impl Future<Output = T>) -> T {
     let output = runtime.block_on(command);

@@ -223,7 +223,7 @@ pub(crate) fn json_line(out: &mut impl Write, object: &impl Serialize) -> io::Re
     writeln!(out)
 }
 
-/// Compact JSON that escapes what [`visible`] escapes, so that a terminal shows which name it is.
+/// Compact JSON with the same escapes as [`visible`], so that a terminal shows which name it is.
 struct VisibleJson;
 
 impl Formatter for VisibleJson {
@@ -242,8 +242,9 @@ impl Formatter for VisibleJson {
     }
 }
 
-/// Escapes the characters that a terminal does not show as they are: control characters, those that change the
-/// direction of the text after them, and those without a glyph. A node's name could otherwise look like another name.
+/// Escapes the characters that a terminal does not show as they are. These are control characters, characters that
+/// change the direction of the text after them, and characters without a glyph. A node's name could otherwise look like
+/// another name.
 pub(crate) fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {

@@ -218,7 +218,7 @@ fn unknown_variables(set: impl Iterator<Item = String>) -> Vec<String> {
         .collect()
 }
 
-/// Prints the addresses after the log's lines. Nobody may read stdout, so a thread waits for stdout.
+/// Prints the addresses after the log's lines. stdout may have no reader, so a thread waits for stdout.
 fn announce(addrs: Vec<SocketAddr>, flush_log: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let print = move || {
         flush_log();

@@ -45,7 +45,7 @@ pub(super) fn reloading() {
     }
 }
 
-/// Reports that the tracker has read its files again, or continues to use the old ones.
+/// Reports that the tracker has read its files again, or continues to use the files that it has loaded.
 pub(super) fn reloaded() {
     notify(&[NotifyState::Ready]);
 }

@@ -16,7 +16,7 @@ pub(crate) struct Key {
     pub(crate) value_name: &'static str,
     /// One line for the help and for the documentation.
     pub(crate) help: &'static str,
-    /// The default, for the help. Empty if the help says what the default is.
+    /// The default, for the help. Empty if the help states the default.
     pub(crate) default: &'static str,
     /// Parses a value and stores it. An error says what is wrong with the value.
     set: fn(&mut Config, &str, &Origin) -> Result<(), String>,

@@ -144,14 +144,14 @@ pub struct Config {
     pub shutdown_delay: Setting<Duration>,
     /// The most routes of the table.
     ///
-    /// By default, an eighth of the memory that the process may use holds this many routes of nodes with UUIDs; at
-    /// least 65,536 and at most 16,777,216. The names of nodes take more memory, up to
+    /// By default, an eighth of the memory that the process may use holds this many routes of nodes with UUIDs. The
+    /// default is at least 65,536 and at most 16,777,216. The names of nodes take more memory, up to
     /// [`max_text_bytes`](Self::max_text_bytes).
     pub max_routes: Setting<usize>,
     /// The most proxies of the table.
     ///
-    /// By default, a sixteenth of the memory that the process may use holds this many proxies, their texts and their
-    /// ended incarnations included; at least 4,096 and at most 1,048,576.
+    /// By default, a sixteenth of the memory that the process may use holds this many proxies, with their texts and
+    /// their ended incarnations. The default is at least 4,096 and at most 1,048,576.
     pub max_proxies: Setting<usize>,
     /// The bytes of the table's names, IDs and addresses ([`Builder::max_text_bytes`]). An eighth of the memory that
     /// the process may use by default.
@@ -174,7 +174,7 @@ pub struct Config {
     /// The bytes that all clients together may make the server hold. Replaces [`Limits::memory`], which documents the
     /// default.
     pub client_memory: Setting<usize>,
-    /// The percentage of each limit over all clients that one address may have, of the table's routes and proxies too;
+    /// The percentage of each limit over all clients that one address may have, also of the table's routes and proxies;
     /// 50 by default. Replaces [`Limits::max_share_per_client`].
     pub max_share_per_client: Setting<u32>,
     /// The most watches at one time; 10,000 by default. Replaces [`Limits::max_watches`].

@@ -11,8 +11,8 @@ use prost::encoding::{self, WireType};
 
 use crate::grpc::frame::PREFIX;
 
-/// The most bytes of a route whose proxy is elsewhere in the message: a timestamp of two integers, an index, and the
-/// tags and lengths around them.
+/// The most bytes of a route whose proxy is elsewhere in the message. The route has a timestamp of two integers, an
+/// index, and the tags and lengths around them.
 const ROUTE_SIZE: usize = 32;
 
 /// Numbers of the fields that are encoded by hand.
@@ -22,7 +22,8 @@ const RESPONSE_NEXT_PAGE_TOKEN: u32 = 3;
 const NODE_ROUTES_NODE: u32 = 1;
 const NODE_ROUTES_ROUTES: u32 = 2;
 
-/// The most bytes that one more node adds to a message: a name, 64 routes, and as many proxies with three strings each.
+/// The most bytes that a further node adds to a message: a name, 64 routes, and as many proxies with three strings
+/// each.
 pub(crate) const MAX_NODE_SIZE: usize = 300 + MAX_ROUTES_PER_NODE * (ROUTE_SIZE + 48 + 3 * MAX_TEXT);
 
 pub(crate) fn node(node: &NodeId) -> v1::NodeId {

@@ -5,8 +5,8 @@
 //! workers.
 //!
 //! The latency of a call begins when the server reads the head of the request, and ends when the reply is handed to h2.
-//! So the latency includes the wait for the rest of the request and for a turn, but not the time until a slow client
-//! has read the reply. Streams have no latency: a stream lasts as long as its client wants.
+//! So the latency includes the wait for the rest of the request and for a turn. It does not include the time until a
+//! slow client has read the reply. Streams have no latency: a stream lasts as long as its client wants.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -279,7 +279,7 @@ where
     }))
 }
 
-/// Returns the work to decode a request that may consist of nodes: in a request with the most nodes, each takes at
+/// Returns the work to decode a request that may consist of nodes. In a request with the most nodes, each node takes at
 /// least as many bytes as a UUID.
 fn decoding_work(request: &[u8]) -> usize {
     const UUID: usize = 16;

@@ -22,8 +22,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The body of a request. The caller may have read its first frame already.
 ///
 /// The reader collects one message at a time. When the prefix of a message arrives, the body charges the message's
-/// length to the memory of the connection. For later messages, the body charges only what exceeds the longest message
-/// so far. The body counts the frames that it takes from h2.
+/// length to the memory of the connection. For later messages, the body charges only the excess over the longest
+/// message so far. The body counts the frames that it takes from h2.
 #[derive(Debug)]
 pub(crate) struct RequestBody {
     /// The frame that was read and not used.

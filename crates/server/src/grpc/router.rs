@@ -123,7 +123,7 @@ enum Target {
         /// How long the client allows the call to take.
         timeout: Option<Duration>,
     },
-    /// The reply, whatever the body is, and the number of the method, or that of no method.
+    /// The reply, for any body, and the number of the method, or the number of no method.
     Refused(usize, Box<Response<Body>>),
 }
 
@@ -135,7 +135,7 @@ impl ConnectionRouter {
         Accepted { target, body, arrived }
     }
 
-    /// Returns what the counters need to know of a call.
+    /// Returns the data of a call that the counters need.
     pub(crate) fn start_of(&self, request: &Accepted) -> CallStart {
         let method = match request.target {
             Target::Method { number, .. } | Target::Refused(number, _) => number,

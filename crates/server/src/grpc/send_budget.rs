@@ -9,7 +9,7 @@
 //! The bytes that a reply really takes are also charged to the [memory](crate::memory) of the whole server. If the
 //! memory has no room, the call fails.
 //!
-//! Replies of up to [`SMALL_REPLY_SIZE`] are not charged: the number of streams bounds them, and each stream has few
+//! Replies of up to [`SMALL_REPLY_SIZE`] are not charged. The number of streams bounds them, and each stream has few
 //! frames in HTTP/2 at one time ([`MAX_UNSENT_FRAMES`](crate::limits::MAX_UNSENT_FRAMES)). A watch charges its messages
 //! in full, although watches share the bytes of most messages.
 

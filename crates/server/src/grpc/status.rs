@@ -1,4 +1,4 @@
-//! Status codes: this server's in place of tonic's, where they differ.
+//! Corrects status codes: tonic has other codes than this server for some errors.
 //!
 //! gRPC's specification lists RESOURCE_EXHAUSTED for a message over the limit, and other servers reply so. tonic
 //! replies OUT_OF_RANGE, which nothing in this server does.

@@ -1,10 +1,10 @@
 //! The DATA of one connection that has arrived and that no call has read.
 //!
 //! h2 keeps the DATA of each request until the call reads it. The connection counts each frame when the frame arrives,
-//! and the readers of requests count each frame that they take. The difference is what the client makes the server
-//! hold.
+//! and the readers of requests count each frame that they take. The difference is the DATA that the client makes the
+//! server hold.
 //!
-//! A frame of one byte holds the whole buffer that h2 has read the frame into, so each frame counts with the size of
+//! A frame of one byte holds the whole buffer that h2 has read the frame into. So each frame counts with the size of
 //! that buffer. Frames that h2 drops itself, such as those of a stream that it has refused, are never taken. So while
 //! no call reads a request, nothing is unread.
 
@@ -54,7 +54,7 @@ impl Unread {
         }
     }
 
-    /// Takes all that has arrived of a request that nobody reads.
+    /// Takes all frames that have arrived of a request that no handler reads.
     pub(crate) fn discard(&self, body: &mut RecvStream) {
         while let Poll::Ready(Some(Ok(data))) = body.poll_data(&mut Context::from_waker(Waker::noop())) {
             self.take(data.len());

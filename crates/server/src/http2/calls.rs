@@ -101,7 +101,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         self.router.revoke();
     }
 
-    /// Returns a number that grows with each call, and with each [`IDLE_BYTES`] that are written: h2 may still send the
+    /// Returns a number that grows with each call, and with each [`IDLE_BYTES`] that are written. h2 may still send the
     /// reply of a call that is no longer in flight.
     fn activity(&self) -> u64 {
         self.calls + self.traffic.written() / IDLE_BYTES
@@ -148,8 +148,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
         }
     }
 
-    /// Serves the connection until it is closed. Returns `None` each time that the connection has to drain, because the
-    /// budget has no room for the memory that h2 takes for streams or for input.
+    /// Serves the connection until it is closed. Returns `None` each time that the connection has to drain: the budget
+    /// has no room for the memory that h2 takes for streams or for input.
     pub(super) fn poll_serve_in_budget(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<(), h2::Error>>> {
         match self.poll_serve(cx) {
             Poll::Pending if self.streams.take_refusal() | std::mem::take(&mut self.must_drain) => Poll::Ready(None),
@@ -290,7 +290,7 @@ fn reply_to_some(
     cancelled
 }
 
-/// What became of a call.
+/// The outcome of a call.
 #[derive(PartialEq, Eq)]
 enum Outcome {
     /// The call has its reply, or gets it later.
@@ -619,7 +619,7 @@ mod tests {
         }
     }
 
-    /// Returns the errors of the GOAWAY frames in what a server has sent, and the number of its acknowledgements of
+    /// Returns the errors of the GOAWAY frames that a server has sent, and the number of its acknowledgements of
     /// SETTINGS.
     fn parse(mut sent: &[u8]) -> (Vec<u8>, usize) {
         let (mut errors, mut acknowledged) = (Vec::new(), 0);

@@ -1,9 +1,10 @@
 //! One client's connection, from the accepted socket to the last reply.
 //!
 //! h2 implements HTTP/2. The server does not use hyper's server around h2. hyper adds features that gRPC does not need
-//! (upgrades, dates, lengths, HTTP/1's headers), a body and a future for each reply, and about six locks per call.
-//! Without it a unary call took 30,300 instructions instead of 34,100, and 13 % less CPU. These modules do hyper's
-//! part: [`calls`](crate::http2::calls), [`keep_alive`](crate::http2::keep_alive), and this module with the deadlines.
+//! (upgrades, dates, lengths, HTTP/1's headers). It also adds a body and a future for each reply, and about six locks
+//! per call. Without it a unary call took 30,300 instructions instead of 34,100, and 13 % less CPU. These modules do
+//! hyper's part: [`calls`](crate::http2::calls), [`keep_alive`](crate::http2::keep_alive), and this module with the
+//! deadlines.
 
 use std::future::poll_fn;
 use std::io;
@@ -318,8 +319,8 @@ async fn http2<S: Metered>(
                 }
             }
             () = silent.as_mut() => {
-                // After the process was stopped, timers fire before the sockets are polled. So read first what has
-                // arrived.
+                // After the process was stopped, timers fire before the sockets are polled. So first read the input
+                // that has arrived.
                 yield_now().await;
                 traffic.ask_sent();
                 if let Some(result) = poll_immediate(poll_fn(|cx| calls.poll_serve(cx))).await {

@@ -1,4 +1,4 @@
-//! The heads of a client's frames, for what h2 neither bounds nor reports.
+//! The heads of a client's frames, to see the frames that h2 neither bounds nor reports.
 //!
 //! h2 visits every stream of the connection for a SETTINGS frame that changes the window, and for a GOAWAY. It keeps
 //! the decoded fields of an unfinished header block, and the trailers and the DATA of requests that no call reads. The
@@ -43,7 +43,7 @@ pub(super) struct FrameScanner {
     found: Found,
 }
 
-/// What the frames so far have caused.
+/// The effects of the frames so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Found {
     /// The memory that DATA takes until a call has read it.
@@ -71,7 +71,7 @@ impl FrameScanner {
         }
     }
 
-    /// Returns what the frames so far have caused.
+    /// Returns the effects of the frames so far.
     pub(super) fn found(&self) -> Found {
         self.found
     }

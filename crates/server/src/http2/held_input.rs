@@ -79,8 +79,9 @@ impl HeldInput {
         self.stalled.is_some()
     }
 
-    /// Charges what h2 keeps now, beyond `free` bytes and the first [`UNREAD_STEP`]. `has_received`: whether requests
-    /// wait for their calls. If the connection has to end later, wakes the task of `cx` then. Returns the end once.
+    /// Charges the input that h2 keeps now, beyond `free` bytes and the first [`UNREAD_STEP`]. `has_received`: whether
+    /// requests wait for their calls. If the connection has to end later, wakes the task of `cx` then. Returns the end
+    /// once.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -267,7 +268,7 @@ mod tests {
             settle().await;
         }
 
-        /// Reports whether the connection reads what the client sends.
+        /// Reports whether the connection reads the client's bytes.
         async fn reads(&mut self) -> bool {
             // More than the stream between the two keeps, which is a number of whole frames.
             let bytes = frame(UNKNOWN, 0, 0, &[0; 7]).repeat(BETWEEN / 16 + 1);

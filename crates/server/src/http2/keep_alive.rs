@@ -55,7 +55,7 @@ impl KeepAlive {
     /// Checks for a sign of life. Returns the time until the next check, or `None` if the client is gone.
     ///
     /// Before the check, [ask](Traffic::ask_sent) for the bytes that were sent, and poll the connection. If the
-    /// connection had no turn to read what has arrived, the check postpones the judgement.
+    /// connection had no turn to read the input that has arrived, the check postpones the judgement.
     pub(super) fn check(&mut self) -> Option<Duration> {
         let pings = self.pings.as_mut()?;
         let Some(SentBytes { written, acknowledged }) = self.traffic.take_sent() else {

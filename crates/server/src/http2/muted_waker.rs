@@ -6,8 +6,8 @@
 //!
 //! Muting loses no wake:
 //!
-//! 1. A connection, its socket and the tasks of its calls never leave the thread of their worker, so only the reply
-//!    itself can wake the task while it is muted.
+//! 1. A connection, its socket and the tasks of its calls never leave the thread of their worker. So only the reply
+//!    itself can wake the task while the waker is muted.
 //! 2. The task polls the connection again before it returns, and a poll makes all progress that is possible by then.
 
 use std::sync::Arc;

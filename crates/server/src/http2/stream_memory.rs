@@ -2,8 +2,8 @@
 //!
 //! h2 has slabs for streams, for received events and for frames to send. A slab grows to the most elements that it has
 //! had at one time, and never shrinks. After 256 calls at one time, the slabs take some 530 kB. So the server charges a
-//! connection for the most calls that the connection has had at one time, and drains the connection after it has been
-//! idle for a while. `docs/memory.md` has the figures.
+//! connection for the most calls that it has had at one time. The server drains the connection after it has been idle
+//! for a while. `docs/memory.md` has the figures.
 
 use crate::limits::{SMALL_CONNECTION_CALLS, STREAM_MEMORY};
 use crate::memory::Charge;

@@ -173,7 +173,7 @@ impl Traffic {
         self.allowance.store(allowance.saturating_sub(price), Ordering::Relaxed);
     }
 
-    /// Counts bytes that h2 reads, and what all frames so far have caused.
+    /// Counts bytes that h2 reads, and the effects of all frames so far.
     fn has_received(&self, bytes: usize, found: Found) {
         add(&self.read, bytes as u64);
         self.unread.set_arrived(found.data);

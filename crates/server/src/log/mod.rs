@@ -102,7 +102,7 @@ where
     let lines = fmt::layer()
         .with_target(false)
         .with_writer(writer)
-        // Nobody could read the error.
+        // The error could not be reported either.
         .log_internal_errors(false);
     match format {
         LogFormat::Text => lines.boxed(),

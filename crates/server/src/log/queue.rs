@@ -1,4 +1,4 @@
-//! The queue between the threads that log and stderr. Nobody may read stderr: a full pipe blocks only the queue's
+//! The queue between the threads that log and stderr. stderr may have no reader: a full pipe blocks only the queue's
 //! thread.
 
 use std::collections::VecDeque;
@@ -38,7 +38,7 @@ struct State {
 struct LeftOut {
     /// Lines for which stderr had no room.
     dropped: u64,
-    /// Lines that one place in the code repeated too often.
+    /// Lines that a place in the code repeated too often.
     repeated: u64,
 }
 

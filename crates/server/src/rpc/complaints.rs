@@ -23,7 +23,7 @@ pub(crate) struct Complaint {
     /// The proxy that complained last; may be empty.
     pub(crate) reporter_id: String,
     pub(crate) time: SystemTime,
-    /// The complaints about the route up to this one, without a pause of a keep-alive interval.
+    /// The complaints about the route up to this complaint, without a pause of a keep-alive interval.
     pub(crate) count: u64,
     at: Instant,
 }

@@ -1,6 +1,6 @@
 //! `api.NodeTrackerService`, the frozen contract.
 //!
-//! Its calls name no incarnation of the proxy, so they act for the current one, even if they arrive late; see
+//! Its calls name no incarnation of the proxy, so they act for the current incarnation, even if they arrive late; see
 //! [`RouteTable::begin_incarnation`].
 
 use std::sync::Arc;

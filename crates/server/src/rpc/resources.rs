@@ -21,7 +21,7 @@ named! {
         Routes = "routes",
         /// Registered proxies.
         Proxies = "proxies",
-        /// Incarnations of proxies that the table knows, ended ones included.
+        /// Incarnations of proxies that the table knows, also ended incarnations.
         Incarnations = "incarnations",
         /// Bytes of the names, IDs and addresses in the table.
         Text = "text",

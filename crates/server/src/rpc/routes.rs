@@ -145,7 +145,7 @@ impl Routes {
                 response.absent_indexes.push(at as u32);
             }
         }
-        // Without certificates, the line would name nobody.
+        // Without certificates, the line would have no client.
         if by_proxy.is_none() && context.caller.is_identified() {
             let (peer, removed) = (peer::field(), response.removed_count);
             info!(peer, caller = %context.caller, removed, "RouteService.RemoveNodes: of all proxies");

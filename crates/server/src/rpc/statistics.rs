@@ -1,4 +1,4 @@
-//! What `AdminService.Stats` and the metrics report.
+//! The figures that `AdminService.Stats` and the metrics report.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

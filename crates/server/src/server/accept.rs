@@ -98,8 +98,8 @@ struct Slots<'s> {
 
 impl Slots<'_> {
     /// Waits for a free slot for a client. Idle connections make room meanwhile, an eighth of all at a time. If that
-    /// does not help, connections of the client with the most connections make room: a client may keep a call in flight
-    /// on each of its connections.
+    /// does not help, connections of the client with the most connections make room, because a client may keep a call
+    /// in flight on each of its connections.
     async fn take(&mut self, peer: SocketAddr, quotas: &Quotas, refusals: &Refusals) -> OwnedSemaphorePermit {
         let mut slot = pin!(Arc::clone(self.free).acquire_owned());
         if let Some(slot) = poll_immediate(slot.as_mut()).await {

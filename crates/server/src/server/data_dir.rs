@@ -3,7 +3,7 @@
 //! | file | contents |
 //! | --- | --- |
 //! | `routes.snapshot` | the last snapshot |
-//! | `routes.snapshot.old` | the snapshot before the last one |
+//! | `routes.snapshot.old` | the snapshot before `routes.snapshot` |
 //! | `routes.snapshot.tmp` | a snapshot that is being written |
 //! | `routes.snapshot.damaged-TIME` | a damaged snapshot; TIME is in seconds since the Unix epoch |
 //! | `lock` | an empty file, which a running tracker has locked |
@@ -11,7 +11,7 @@
 //! A snapshot is written to the temporary file, synchronized with the disk, and renamed. So whenever the process or the
 //! machine stops, the other two files are whole. The file system drops the lock when the process ends, however it ends.
 //!
-//! A snapshot may be whole, and still not be loaded: the file cannot be read, the snapshot has another version, or the
+//! A snapshot may be whole, and still not be loaded. The file cannot be read, the snapshot has another version, or the
 //! table is too small. Such a snapshot stays, and no snapshot replaces it, so that a later start can load it.
 
 use std::fs::{self, DirBuilder, File, Metadata, TryLockError};
@@ -38,7 +38,7 @@ const KEPT_DAMAGED: usize = 4;
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
-/// The buffer of a file. A table writes blocks of some 128 KiB, and small ones between them.
+/// The buffer of a file. A table writes blocks of some 128 KiB, and small blocks between them.
 const BUFFER: usize = 256 << 10;
 
 /// Why a folder cannot be used.
@@ -87,7 +87,7 @@ impl DataDir {
     }
 
     /// Makes the folder and locks it, unless this process has locked the file that is there. The folder, or the file,
-    /// may have been removed meanwhile: then the old lock keeps nobody out.
+    /// may have been removed meanwhile. Then the old lock keeps no other process out.
     fn lock(&mut self) -> io::Result<()> {
         let path = self.path.join(LOCK);
         if self.lock.as_ref().is_some_and(|lock| is_at(lock, &path)) {
@@ -109,8 +109,8 @@ impl DataDir {
         Ok(())
     }
 
-    /// Loads the last snapshot, or the one before if the last one cannot be loaded. Sets aside a damaged snapshot if
-    /// the folder is locked, and keeps a snapshot that may be whole. Returns `None` if none was loaded.
+    /// Loads the last snapshot, or the previous snapshot if the last snapshot cannot be loaded. Sets aside a damaged
+    /// snapshot if the folder is locked, and keeps a snapshot that may be whole. Returns `None` if none was loaded.
     pub(super) fn load(&mut self, table: &RouteTable) -> Option<SnapshotReport> {
         for name in [SNAPSHOT, OLD] {
             let path = self.path.join(name);
@@ -180,13 +180,12 @@ impl DataDir {
         damaged.collect()
     }
 
-    /// Writes a snapshot and makes it the last one. `pace` runs after each block of some 128 KiB. Its error ends the
-    /// write.
+    /// Writes a snapshot, which replaces the last snapshot. `pace` runs after each block of some 128 KiB. Its error
+    /// ends the write.
     ///
     /// # Errors
     ///
-    /// As [`prepare`](Self::prepare), or the file system refuses. The last snapshot is still the last one, or the one
-    /// before.
+    /// As [`prepare`](Self::prepare), or the file system refuses. The previous snapshots stay.
     pub(super) fn write(
         &mut self,
         table: &RouteTable,

@@ -1,5 +1,5 @@
-//! The sockets that the server listens on: one for each address of the configured name, or those that a service manager
-//! has opened.
+//! The sockets that the server listens on. There is a socket for each address of the configured name, or a service
+//! manager has opened the sockets.
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
@@ -67,8 +67,8 @@ impl Listeners {
         Self::bind_all(&addrs).await
     }
 
-    /// Listens on every address of this machine: with one socket of IPv6, which takes connections of IPv4 too, or with
-    /// a socket of IPv4 if this machine has no IPv6.
+    /// Listens on every address of this machine. Uses one socket of IPv6, which takes connections of IPv4 too, or a
+    /// socket of IPv4 if this machine has no IPv6.
     async fn bind_wildcard(port: u16) -> Result<Self, String> {
         let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         let mut listeners = Self::default();
@@ -143,7 +143,7 @@ impl Listeners {
     }
 }
 
-/// Returns a socket of IPv6 that also takes connections of IPv4, whatever the default of this machine is.
+/// Returns a socket of IPv6 that also takes connections of IPv4, even if this is not the machine's default.
 fn dual_stack(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = TcpSocket::new_v6()?;
     socket.set_reuseaddr(true)?;

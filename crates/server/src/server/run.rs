@@ -51,7 +51,7 @@ pub enum StartError {
     /// The configuration cannot be used, for example because a key is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The machine cannot grant now what the configuration asks for: a port is taken, a name does not resolve, or
+    /// The machine cannot grant now what the configuration asks for. A port is taken, a name does not resolve, or
     /// another process uses the folder for snapshots.
     #[error(transparent)]
     Unavailable(ConfigError),
@@ -124,9 +124,9 @@ async fn restarted<T: Future<Output = Infallible>>(name: &str, mut task: impl Fn
 }
 
 impl Server {
-    /// Loads the certificates, starts the worker threads, loads the last snapshot of the
-    /// [`data_dir`](Config::data_dir), takes the port and watches the files of the certificates, with the [limits of
-    /// the configuration](Config::limits).
+    /// Loads the certificates, starts the worker threads, and loads the last snapshot of the
+    /// [`data_dir`](Config::data_dir). Then takes the port, and watches the files of the certificates. Has the [limits
+    /// of the configuration](Config::limits).
     ///
     /// Another thread loads the snapshot, in some 0.1 s for a million routes. Meanwhile the diagnostics port
     /// responds, also with metrics. The snapshot is loaded only if the table has no routes. If the returned future is
@@ -134,8 +134,8 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// A key or certificate file cannot be used, another process uses the `data_dir` for longer than a tracker needs to
-    /// stop, the address cannot be listened on, or no thread can be started.
+    /// A key or certificate file cannot be used, the address cannot be listened on, or no thread can be started. Or
+    /// another process uses the `data_dir` for longer than a tracker needs to stop.
     pub async fn bind(config: &Config, table: Arc<RouteTable>) -> Result<Self, StartError> {
         Self::bind_with_limits(config, table, config.limits()).await
     }
@@ -385,7 +385,7 @@ impl Server {
         drop(listeners);
         let drained = drain(&slots, max_connections, deadline, &self.draining).await;
         workers.into_inner().stop();
-        // After the last call, so that the snapshot has what the calls did.
+        // After the last call, so that the snapshot has the changes of all calls.
         if let Some(snapshots) = snapshots {
             snapshots.finish().await;
         }

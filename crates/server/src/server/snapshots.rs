@@ -2,7 +2,7 @@
 //!
 //! A thread of its own writes, because a file system may block for seconds. The thread has the lowest priority and
 //! rests after each block, so that calls wait for it as little as possible; the README has figures. If a snapshot
-//! cannot be written, the server continues without it, the log warns once, and the thread tries again when the next
+//! cannot be written, the server continues without it, and the log warns once. The thread tries again when the next
 //! snapshot is due. The last snapshot is in a hurry: a thread of normal priority writes it, and the server waits for a
 //! limited time.
 
@@ -35,8 +35,8 @@ const REST: u32 = 4;
 /// The longest rest after a block, however long the block took.
 const LONGEST_REST: Duration = Duration::from_millis(50);
 
-/// The longest wait besides the time of a drain: of a server that stops, for its last snapshot, and of a server that
-/// starts, for the last snapshot of another server.
+/// The longest wait besides the time of a drain. A server that stops waits for its last snapshot, and a server that
+/// starts waits for the last snapshot of another server.
 pub(crate) const LAST_SNAPSHOT_TIME: Duration = Duration::from_secs(30);
 
 /// The pause between two attempts to open a folder that another process uses.
@@ -45,7 +45,7 @@ const OPEN_PAUSE: Duration = Duration::from_millis(100);
 /// The lowest priority of a thread.
 const LOWEST_PRIORITY: i32 = 19;
 
-/// Opens the folder and loads the last snapshot. Waits for up to `patience` if another tracker uses the folder: the
+/// Opens the folder and loads the last snapshot. Waits for up to `patience` if another tracker uses the folder. That
 /// tracker may have closed its port, and still finish its calls and write its last snapshot.
 ///
 /// # Errors
@@ -75,7 +75,7 @@ pub(super) async fn open(
     }
 }
 
-/// Opens the folder and loads the last snapshot, on a thread of its own: a file system may block for long, and the
+/// Opens the folder and loads the last snapshot, on a thread of its own. A file system may block for long, and the
 /// calling thread has to answer probes and signals meanwhile.
 async fn try_open(
     path: PathBuf,
@@ -94,7 +94,7 @@ async fn try_open(
     opened.await.map_err(|_| io::Error::other("the thread has panicked"))
 }
 
-/// Loads the last snapshot. Logs what came back, and if no snapshot can be written.
+/// Loads the last snapshot. Logs how much was loaded, and whether snapshots can be written.
 fn load(folder: &mut DataDir, table: &RouteTable, status: &SnapshotStatus) {
     let begun = Instant::now();
     match folder.load(table) {
@@ -185,7 +185,8 @@ impl SnapshotWriter {
         is_last.store(true, Ordering::Relaxed);
         drop(running);
         let (done, written) = oneshot::channel();
-        // Another thread: the first one cannot raise its priority again. A panic of the first one is logged.
+        // Another thread, because the first thread cannot raise its priority again. A panic of the first thread is
+        // logged.
         let work = move || {
             if let Ok(mut writing) = thread.join() {
                 writing.write(|| Ok(()));
@@ -217,7 +218,7 @@ fn paced(is_last: &AtomicBool) -> impl FnMut() -> io::Result<()> {
     }
 }
 
-/// What the thread works with.
+/// The state of the thread.
 #[derive(Debug)]
 struct Writing {
     folder: DataDir,

@@ -36,7 +36,7 @@ struct Worker {
     thread: JoinHandle<()>,
 }
 
-/// What a worker has to do.
+/// A task of a worker.
 enum Order {
     /// Serve a connection.
     Serve(Handover),

@@ -11,7 +11,7 @@ use rustls::{CipherSuite, SignatureScheme};
 /// The choice of a certificate: the first whose names include the client's server name, or else the first. Among these,
 /// the first whose signature the client can verify. A client that connects to an IP address asks for no name.
 ///
-/// rustls refuses a client with an impossible name, such as one with a port, before it asks for a certificate.
+/// rustls refuses a client with an impossible name, such as a name with a port, before it asks for a certificate.
 #[derive(Debug)]
 pub(super) struct Choice(pub(super) Vec<Arc<CertifiedKey>>);
 
@@ -29,8 +29,8 @@ impl ResolvesServerCert for Choice {
     }
 }
 
-/// Returns the schemes that the server can sign with. rustls has removed those that do not fit the cipher suites of TLS
-/// 1.2.
+/// Returns the schemes that the server can sign with. rustls has removed the schemes that do not fit the cipher suites
+/// of TLS 1.2.
 fn likely_schemes(hello: &ClientHello<'_>) -> Vec<SignatureScheme> {
     use CipherSuite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
     use SignatureScheme::{RSA_PKCS1_SHA1, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512};

@@ -25,7 +25,7 @@ pub(super) struct ClientCa {
 }
 
 impl ClientCa {
-    /// Reads the file. An error says what is wrong with the file.
+    /// Reads the file. An error names the fault of the file.
     pub(super) fn load(
         file: &Path,
         auth: ClientAuth,

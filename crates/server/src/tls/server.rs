@@ -98,8 +98,8 @@ impl Certificates {
     }
 
     /// As [`reload`](Self::reload), if the files have changed since they were loaded, and have stayed the same since
-    /// the last call. Returns `None` if the files were not read again, or if they still cannot be used for the same
-    /// reason, which was returned within the last hour.
+    /// the last call. Returns `None` if the files were not read again. Also returns `None` if the files still cannot be
+    /// used for the same reason, which was returned within the last hour.
     pub(super) fn reload_if_changed(&self) -> Option<Result<(), ConfigError>> {
         let mut fingerprints = self.lock();
         if !fingerprints.have_settled() {
@@ -156,7 +156,7 @@ impl Certificates {
         expiries
     }
 
-    /// Returns what is loaded, now and later.
+    /// Returns a receiver of the loaded files, now and after each load.
     pub(super) fn subscribe(&self) -> watch::Receiver<Arc<Loaded>> {
         self.0.loaded.subscribe()
     }
@@ -172,7 +172,7 @@ impl Sources {
             .collect()
     }
 
-    /// Loads all files. `before` is what they replace.
+    /// Loads all files. `before` has the files of the previous load.
     fn load(&self, before: Option<&Loaded>) -> Result<Loaded, ConfigError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let keys = self.keypairs.iter().map(|pair| {
@@ -253,7 +253,7 @@ impl Loaded {
         self.client_ca.as_ref()
     }
 
-    /// Logs until when each file's certificates are valid, and warns of those that are not valid now.
+    /// Logs until when each file's certificates are valid, and warns of certificates that are not valid now.
     fn log_dates(&self, sources: &Sources) {
         for (file, key) in &self.chains {
             log_dates(file, &key.cert, "clients refuse it");
@@ -265,7 +265,7 @@ impl Loaded {
     }
 }
 
-/// Logs until when the certificates of a file are valid. Warns if one is not valid now, with the consequence.
+/// Logs until when the certificates of a file are valid. Warns if a certificate is not valid now, with the consequence.
 fn log_dates(file: &Path, chain: &[CertificateDer<'_>], consequence: &str) {
     let now = UnixTime::now();
     if let Some(problem) = dates::problem(file, chain, now) {

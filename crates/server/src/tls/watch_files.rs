@@ -56,8 +56,8 @@ impl Fingerprints {
         self.seen.clone_from(&self.loaded);
     }
 
-    /// Reports whether the files should be loaded: they differ from the last load, or the last load failed, and they
-    /// are the same as at the last look.
+    /// Reports whether the files should be loaded: they are the same as at the last look, and differ from the last
+    /// load, or the last load failed.
     pub(super) fn have_settled(&mut self) -> bool {
         let now = self.look();
         let is_new = self.failure.is_some() || now != self.loaded;
@@ -66,8 +66,8 @@ impl Fingerprints {
         is_new && is_settled
     }
 
-    /// Notes how a load ended. Returns whether this should be reported: if a load fails for the same reason as the load
-    /// before, only now and then.
+    /// Notes how a load ended. Returns whether this should be reported. If a load fails for the same reason as the load
+    /// before, this is only now and then.
     pub(super) fn set_failure(&mut self, failure: Option<String>, now: Instant) -> bool {
         let is_known = failure.is_some() && failure == self.failure;
         self.failure = failure;

@@ -87,7 +87,7 @@ async fn a_server_with_little_address_space_outlives_floods() {
     let get = v1::BatchGetProxiesRequest {
         nodes: Some(nodes(NODES)),
     };
-    // As many of these requests as fit into the window of a connection, and nobody reads the replies.
+    // As many of these requests as fit into the window of a connection; the replies stay unread.
     let asked = framed(&get.encode_to_vec());
     let mut held = Vec::new();
     for connection in 0..CONNECTIONS {

@@ -125,7 +125,7 @@ async fn every_method_refuses_compressed_requests_alike() {
     let mut raw = Raw::connect(server.addr).await;
     let mut refusals = BTreeSet::new();
     for path in [ADD, STATS, SESSION, WATCH, HEALTH] {
-        // The message is not compressed, but the server could not know what to do if it were.
+        // The message is not compressed, but if it were, the server could not decompress it.
         let ended = call_with(&mut raw, path, "grpc-encoding", "gzip").await;
         assert_eq!(ended.grpc, Some(Code::Unimplemented as i32), "{path}: {ended:?}");
         refusals.insert(ended.message);

@@ -489,7 +489,7 @@ async fn a_newer_session_of_the_same_incarnation_takes_over() {
     older.send(up(ids(&[node(1)]))).await;
     older.superseded(SessionSupersededReason::NewerSession, 1).await;
     assert_eq!(routes(&server.table, &node(1)), []);
-    // The older one's end does not end the newer one's right.
+    // The end of the older session does not end the newer session's right.
     drop(older);
     assert_eq!(newer.beat(&handles).await, handles);
     newer.up(&[node(1)]).await;
@@ -775,7 +775,8 @@ async fn calls_of_the_frozen_contract_after_the_end_are_of_no_incarnation() {
     client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
     let proxy = proxy_1(table);
     assert_eq!((routes(table, &name(1)), table.incarnation(proxy)), (vec![proxy], None));
-    // While the older one is remembered, this may be a late call of it: a greater one does not take it over.
+    // While the older incarnation is remembered, this may be a late call of it: a greater incarnation does not take it
+    // over.
     Session::begin(&server, 2).await.acked(drain()).await;
     assert_eq!(routes(table, &name(1)), []);
 

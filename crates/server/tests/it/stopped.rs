@@ -27,7 +27,7 @@ async fn routes_and_sessions_outlive_a_stop_of_the_process() {
     sleep(STOP).await;
     server.signal("CONT");
 
-    // Nobody has refreshed this route for longer than the interval.
+    // No call has refreshed this route for longer than the interval.
     assert_eq!(proxies(&mut client, "single").await, ["proxy-2"]);
     match session.answer().await.unwrap() {
         Some(Response::Ack(ack)) => assert!(ack.gone_handles.is_empty(), "{ack:?}"),

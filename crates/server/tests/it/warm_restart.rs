@@ -215,7 +215,7 @@ async fn two_trackers_never_share_a_folder() {
         second.to_string(),
         format!("--data-dir: another process uses {data_dir}")
     );
-    // The folder is free again, however the first one ends.
+    // The folder is free again after any end of the first tracker.
     drop(server);
     Server::bind(&config, Arc::default()).await.unwrap();
 }
@@ -253,7 +253,7 @@ fn a_file_in_place_of_the_folder_is_an_error() {
 
 #[test]
 fn a_tracker_that_can_write_no_snapshot_serves_and_reports_it() {
-    // Nobody can make a folder there, not even root. The first snapshot would be due in an hour.
+    // No user can make a folder there, not even root. The first snapshot would be due in an hour.
     let mut server = serve(Path::new("/proc/nodetracker"), "1h");
     let log = server.logged("a snapshot cannot be written");
     assert!(log.contains(" WARN /proc/nodetracker: "), "{log}");

@@ -332,7 +332,7 @@ impl Run {
         }
     }
 
-    /// Runs without faults until routes that nobody refreshes have expired.
+    /// Runs without faults until routes that are not refreshed have expired.
     pub(super) fn settle(&mut self) {
         self.heal();
         for _ in 0..((KEEP_ALIVE + 3 * INTERVAL).as_millis() / STEP.as_millis()) {

@@ -1,5 +1,5 @@
-//! One fault at a time. A recovery lasts from the fault's end until the tracker has a route of each live node, and no
-//! route of a node that went down.
+//! One fault at a time. A recovery lasts from the fault's end until the tracker has a route of each live node. The
+//! tracker then has no route of a node that went down.
 //!
 //! At all times, no node that went down keeps its route for longer than the keep-alive interval. After the recovery,
 //! the session keeps no node that is down: see [`Run::settle`].

@@ -319,7 +319,7 @@ async fn a_panic_of_the_task_closes_the_session_and_is_reported() {
     let stats = until(&session, |stats| stats.state != SessionState::Connecting).await;
     assert_eq!(stats.state, SessionState::Failed);
     assert_eq!(stats.last_error.as_deref(), Some("the session's task has panicked"));
-    // Nobody reports the nodes, so the set does not grow.
+    // The session no longer reports the nodes, so the set does not grow.
     up(&session, 0..10);
     assert_eq!(session.stats()[0].nodes, 0);
     let error = session.drain(LONG).await.unwrap_err();

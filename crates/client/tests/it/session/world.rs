@@ -85,7 +85,7 @@ pub(crate) struct Traffic {
     pub(crate) responses: usize,
     pub(crate) response_bytes: usize,
     pub(crate) announced: usize,
-    /// The longest chain of requests, each sent after the answer to the one before.
+    /// The longest chain of requests, each sent after the answer to the previous request.
     pub(crate) round_trips: usize,
 }
 
@@ -233,7 +233,7 @@ impl World {
                 self.cut(proxy, false);
             }
         }
-        // What is still on its way finds nobody.
+        // A message that is still on its way finds no stream.
         for stream in self.streams.iter_mut().filter(|stream| stream.tracker == tracker) {
             stream.is_lost = true;
             stream.is_dead = true;

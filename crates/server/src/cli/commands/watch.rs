@@ -80,7 +80,7 @@ pub(crate) async fn watch(watch: Watch) -> Result<(), CommandError> {
     let (followed, limit) = tokio::select! {
         followed = follow(watch, lines) => (followed, Duration::MAX),
         _ = signals.next() => (Ok(()), LAST_LINES),
-        // Nobody reads stdout any more.
+        // stdout has no reader any more.
         written = &mut written => return Ok(written.unwrap_or(Ok(()))?),
         Ok(()) = reader_left => return Ok(()),
     };
@@ -116,8 +116,8 @@ fn printer() -> io::Result<(mpsc::Sender<Vec<u8>>, Written)> {
     Ok((lines, written))
 }
 
-/// Returns a message as soon as nobody can read stdout any more. Otherwise, `watch | head -1` would wait for the next
-/// change, whose line cannot be written.
+/// Returns a message when stdout has no reader any more. Otherwise, `watch | head -1` would wait for the next change,
+/// whose line cannot be written.
 fn reader_left() -> io::Result<oneshot::Receiver<()>> {
     let (left, receiver) = oneshot::channel();
     let wait = move || {

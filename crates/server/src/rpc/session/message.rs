@@ -44,8 +44,8 @@ const NAMES: u64 = 2;
 /// Bytes of a UUID.
 const UUID: usize = 16;
 
-/// Returns the work of an encoded request. Decodes only what counting the elements needs, because the work must be
-/// known before the turn.
+/// Returns the work of an encoded request. Decodes only the fields that are needed to count the elements, because the
+/// work must be known before the turn.
 pub(crate) fn work(request: &[u8]) -> usize {
     let elements: usize = fields(request)
         .map(|(field, payload)| match field {

@@ -3,7 +3,7 @@
 //! A session acts under the lock of its [`Ownership`]. A hello holds the lock of the previous session while it begins
 //! its incarnation and takes over. So each message of the previous session is done before the takeover, or is rejected.
 //!
-//! Nobody waits longer than one message takes. A hello waits for a message of the same proxy, and delays no other proxy
+//! No wait is longer than one message takes. A hello waits for a message of the same proxy, and delays no other proxy
 //! meanwhile. Hellos and ends of sessions wait for each other. The lock of a session is taken before the lock of all
 //! owners.
 
@@ -43,7 +43,7 @@ struct State {
     waker: Option<Waker>,
 }
 
-/// What a session has to send without a request.
+/// A message that a session has to send without a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Notice {
     /// Another session has taken over.

@@ -8,9 +8,9 @@
 //!  the table's parts ───────────────────▶ the snapshot's chunks ─────┘
 //! ```
 //!
-//! * The [`tailer`] is one task of the whole server. While there are watches, the tailer holds the one subscription
-//!   that writers pay for. It takes the marks at short intervals, and reads the routes of each marked node *after* it
-//!   has the mark. Then it appends an entry to the change log, encoded as the message that all watches send.
+//! * The [`tailer`] is one task of the whole server. While there are watches, the tailer holds a subscription, the only
+//!   subscription that writers pay for. It takes the marks at short intervals, and reads the routes of each marked node
+//!   *after* it has the mark. Then it appends an entry to the change log, encoded as the message that all watches send.
 //! * The [change log](change_log) keeps the latest changes. A watch's place in the log is only a sequence number, so a
 //!   thousand watches cost a thousand numbers. If the log has dropped the changes at a place, the watch begins again.
 //! * A [snapshot](snapshot) is read in chunks of some 1,000 nodes. All watches that begin share the encoded chunks.
@@ -30,10 +30,10 @@
 //!
 //! If a ring of the feed overflows, marks are lost. The subscription then continues at the ring's end, so every change
 //! whose mark is lost was made before the resync of the part begins. The resync reads every node that is in the part
-//! during the whole resync. A node that the resync does not read was absent at some moment of the resync, or was added
-//! since and has a mark that follows. So a client that removes the nodes that were not sent again has every lost
-//! change. A chunk that is read during a resync has the lost changes, too. So a watch whose place is after the
-//! beginning of the resync lacks no change.
+//! during the whole resync. If the resync does not read a node, the node was absent at some moment of the resync, or
+//! was added since. An added node has a mark that follows. So a client that removes the nodes that were not sent again
+//! has every lost change. A chunk that is read during a resync has the lost changes, too. So a watch whose place is
+//! after the beginning of the resync lacks no change.
 //!
 //! Removals of proxies come from another ring of the feed, so they may be sent before or after related changes of
 //! nodes. So a removal names a *registration*. Routes read after the removal have none of that registration, even if a

@@ -1,7 +1,7 @@
 //! The snapshot's chunks, which all watches that begin share.
 //!
 //! A chunk is one message with some nodes of one part of the table. A chunk has a place: the number of the next change
-//! when the chunk was read. A watch may send a chunk if the watch's own place is not after the chunk's place: then the
+//! when the chunk was read. A watch may send a chunk if the watch's own place is not after the chunk's place. Then the
 //! watch still sends every change that the chunk lacks.
 //!
 //! A new watch begins at a recent chunk, with that chunk's place. It then finds the chunks that the earlier watch has
@@ -193,8 +193,8 @@ impl Drop for SnapshotReader {
     }
 }
 
-/// Reads and encodes a chunk. Its nodes take about [`WORK_PER_PASS`], estimated from the work for a node in the last
-/// chunk, but fit into one step of the table and into one message. Returns the work, too.
+/// Reads and encodes a chunk. Its nodes take about [`WORK_PER_PASS`], but fit into one step of the table and into one
+/// message. The work for a node of the last chunk is the estimate. Returns the work, too.
 fn read(watches: &Watches, start: &Start) -> (Chunk, usize) {
     /// The table returns some more nodes at a time, and is fastest then.
     const MANY: usize = 1000;

@@ -89,7 +89,7 @@ enum Progress {
     Changes,
 }
 
-/// What the snapshot has not sent yet.
+/// The rest of the snapshot.
 #[derive(Debug)]
 enum Rest {
     All(SnapshotReader),

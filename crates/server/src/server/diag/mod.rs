@@ -7,7 +7,7 @@
 //! * The port takes few connections, one request on each, and accepts the next connection after a
 //!   [pause](DIAG_ACCEPT_PAUSE). So a flood takes a few percent of the thread.
 //! * A request has a limit of bytes, and a request and a connection have a limit of time. If there are too many
-//!   connections, one of the old ones makes room, so silent clients do not keep probes out.
+//!   connections, an old connection makes room, so silent clients do not keep probes out.
 //! * A page reads counters. No page takes a lock that a call holds for long, or walks the routes.
 
 mod readiness;

@@ -37,7 +37,7 @@ impl ProcessReader {
     }
 }
 
-/// What the kernel says about this process.
+/// The kernel's figures of this process.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct ProcessFigures {
     /// CPU time in user and system mode, in seconds.

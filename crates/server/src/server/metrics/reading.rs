@@ -1,4 +1,4 @@
-//! What the metrics read, and the figures that one scrape has read.
+//! The sources of the metrics, and the figures that a scrape has read.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -56,7 +56,7 @@ pub(super) struct Load {
     pub(super) server_pid: Option<i32>,
 }
 
-/// What a phase measured.
+/// The measurements of a phase.
 #[derive(Debug)]
 pub(super) struct Measured {
     pub(super) tally: Tally,
@@ -108,7 +108,7 @@ impl Interrupts {
     }
 }
 
-/// What a thread needs for its lanes.
+/// The data that a thread needs for its lanes.
 #[derive(Clone)]
 struct Thread {
     load: Load,
@@ -236,7 +236,7 @@ impl Thread {
     }
 
     async fn report(&self, connected: Result<(), CommandError>) {
-        // Nobody listens if another lane has failed before.
+        // The receiver is gone if another lane has failed before.
         let _ = self.connected.send(connected).await;
     }
 

@@ -7,8 +7,9 @@ use crate::cli::commands::bench::work::Population;
 use crate::cli::commands::{CommandError, TrackerArgs};
 use crate::cli::remark;
 
-/// Fails if the tracker cannot be reached. Unless the user has agreed, fails also if the tracker may be in use: it is
-/// not on the loopback interface, has registered proxies, or refuses to list its proxies.
+/// Fails if the tracker cannot be reached. Unless the user has agreed, fails also if the tracker may be in use. A
+/// tracker may be in use if it is not on the loopback interface, has registered proxies, or refuses to list its
+/// proxies.
 pub(super) async fn check(at: &TrackerArgs, is_agreed: bool) -> Result<(), CommandError> {
     let refuse = |reason: &str| {
         let load = "a benchmark may take all of its CPU, and fills its table";

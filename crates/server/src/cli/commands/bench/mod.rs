@@ -1,9 +1,9 @@
-//! The `bench` command: a load generator that makes calls at a constant rate, whatever the server does.
+//! The `bench` command: a load generator that makes calls at a constant rate, even if the server is slow.
 //!
 //! * [`schedule`] decides when calls are due, and [`work`] builds the requests of the calls.
 //! * [`lane`] is the loop of a connection: it makes each call at its time. [`calls`] and [`session`] are the two kinds
 //!   of lanes, over the wire of [`connection`].
-//! * [`generator`] runs the lanes in threads, and [`tally`] counts what became of the calls.
+//! * [`generator`] runs the lanes in threads, and [`tally`] counts the outcomes of the calls.
 //! * [`report`] prints the tally, and [`plot`] draws it.
 //! * [`guard`] protects trackers that are in use, and cleans up.
 

@@ -1,6 +1,6 @@
 //! When calls are due.
 //!
-//! In an open loop, call `n` is due `n / rate` after the begin, whatever happened to the calls before. In a closed
+//! In an open loop, call `n` is due `n / rate` after the begin, even if earlier calls have no reply yet. In a closed
 //! loop, a call is due as soon as its lane has room for the call.
 //!
 //! The calls are numbered over all lanes. Lane `l` of `L` makes the calls `l`, `l + L`, `l + 2 L` and so on, so the

@@ -71,8 +71,8 @@ impl Tally {
         }
     }
 
-    /// Counts a call that the generator began at `now`, and could have begun at `possible`: the call was due, and there
-    /// was room for the call.
+    /// Counts a call that the generator began at `now`, and could have begun at `possible`, when the call was due and
+    /// there was room for the call.
     pub(super) fn began(&mut self, due: Due, possible: Instant, now: Instant) {
         if due.is_measured {
             let lateness = now.saturating_duration_since(possible);
@@ -112,7 +112,7 @@ impl Tally {
         }
     }
 
-    /// Counts a call that was due before `now`, and that nobody will send.
+    /// Counts a call that was due before `now`, and will never be sent.
     pub(super) fn unsent(&mut self, due: Due, now: Instant) {
         if due.is_measured {
             self.unsent += 1;

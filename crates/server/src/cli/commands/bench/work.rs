@@ -1,4 +1,4 @@
-//! What the calls are about: nodes and proxies by number, and the requests that name them.
+//! The subjects of the calls: nodes and proxies by number, and the requests that name them.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! What the user has chosen, and the keys that choose it.
+//! The user's choices, and the keys for them.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::cli::commands::top::tabs::Tab;
 /// The lines that PgUp and PgDn scroll.
 const PAGE: usize = 10;
 
-/// What the user has chosen.
+/// The user's choices.
 #[derive(Debug)]
 pub(super) struct Ui {
     pub(super) addr: String,

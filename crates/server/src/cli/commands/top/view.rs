@@ -419,7 +419,7 @@ nodetracker_refusals_total{reason=\"table_routes\"} 12
         assert_eq!(lines[3], heading);
         let row = "  NodeTracker/AddNode     57,000/s     0/s  500 µs  900 µs  990 µs  ";
         assert!(lines[4].starts_with(row) && lines[4].ends_with('█'), "{}", lines[4]);
-        // Without room, columns and sparklines are left out, and an ellipsis stands for them.
+        // Without room, columns and sparklines are left out, and an ellipsis stands for the columns.
         let lines = screen((40, 10), &model(30), &mut ui);
         assert_eq!(lines[3], "  METHOD                     CALLS  …");
         assert_eq!(lines[4], "  NodeTracker/AddNode     57,000/s  …");
