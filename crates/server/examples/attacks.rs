@@ -29,7 +29,7 @@ use clap::Parser;
 use clap::builder::PossibleValuesParser;
 use tokio::time::timeout;
 
-use client::attackers::{ATTACKS, EXPIRING, EXPIRY, ON_WATCHES, attack, fill, is_intact};
+use client::attackers::{ATTACKS, CONTROLS, EXPIRING, EXPIRY, ON_WATCHES, attack, fill, is_intact};
 use client::memory::peak;
 use client::neighbour::{Latencies, Neighbour};
 use client::role::{Priority, Role};
@@ -92,7 +92,7 @@ fn report(options: &Options) -> Result<(), Failure> {
         // The attacks that need a long preparation come first.
         let others = names
             .into_iter()
-            .filter(|name| !ON_WATCHES.contains(name) && *name != "nothing");
+            .filter(|name| !ON_WATCHES.contains(name) && !CONTROLS.contains(name));
         let all: Vec<_> = ["flaps", "moves"].into_iter().chain(others).collect();
         row(options, "all at once", &all, &mut watches);
     } else {

@@ -33,7 +33,7 @@ use nodetracker_proto::{api, v1};
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use client::attackers::{ATTACKS, EXPIRING, EXPIRY, NODES, add, attack, fill, is_intact};
+use client::attackers::{ATTACKS, CONTROLS, EXPIRING, EXPIRY, NODES, add, attack, fill, is_intact};
 use client::memory::memory;
 use client::neighbour::{Latencies, Neighbour};
 use client::role::{Priority, Role, say};
@@ -53,9 +53,16 @@ const PROBE: Duration = Duration::from_secs(5);
 /// How long the load runs before the program reads the memory at the start.
 const WARM_UP: Duration = Duration::from_secs(60);
 
-/// How many nodes come and go in that time, so that the server's change log is full: the log holds 65,536 changes, and
-/// refreshes are no changes.
-const CHANGES: u32 = 40_000;
+/// How many nodes come and go in that time, so that the server's change log and the rings of its feed are as full as
+/// they become. The log holds 65,536 changes, and the rings of all UUIDs together hold as many. Refreshes are no
+/// changes.
+const CHANGES: u32 = 120_000;
+
+/// How many seconds the start and the end take. The resident set of a busy server goes up and down by some megabytes.
+const READINGS: usize = 20;
+
+/// The longest time until the nodes of the last flood have expired.
+const EXPIRED: Duration = Duration::from_secs(60);
 
 /// The longest time for the preparation of a flood.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -176,16 +183,25 @@ async fn load(rate: u64, addr: &str) -> Result<(), Failure> {
     std::future::pending().await
 }
 
-/// Prints the server's memory, and returns the median of five readings of its resident set, in kilobytes.
+/// Prints the server's memory, and returns the median of [`READINGS`] of its resident set, in kilobytes.
 fn print_settled(server: &Server, began: Instant, event: &str) -> Result<u64, Failure> {
     let mut readings = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..READINGS {
         readings.push(memory(server.pid())?.rss);
         sleep(Duration::from_secs(1));
     }
     readings.sort_unstable();
     print(server, began, event)?;
-    Ok(readings[2])
+    Ok(readings[READINGS / 2])
+}
+
+/// Returns how many routes the table has.
+fn route_count(addr: &str) -> Result<u64, Failure> {
+    run(async {
+        let mut client = connect(addr).await?;
+        let stats = ask::<v1::StatsResponse>(&mut client, STATS, &v1::StatsRequest {}).await?;
+        Ok(stats.route_count)
+    })
 }
 
 /// Prints the server's memory.
@@ -235,9 +251,15 @@ fn report(options: &Options) -> Result<(), Failure> {
     run(add(&addr, NODES..NODES + CHANGES))?;
     sleep(WARM_UP);
     let start = print_settled(&server, began, "start")?;
+    let routes = route_count(&addr)?;
 
     let neighbour = Neighbour::start(&addr, 100)?;
-    let default = || ATTACKS.iter().map(|&(name, _)| name).filter(|&name| name != "nothing");
+    let default = || {
+        ATTACKS
+            .iter()
+            .map(|&(name, _)| name)
+            .filter(|name| !CONTROLS.contains(name))
+    };
     let names: Vec<_> = match options.names.is_empty() {
         true => default().collect(),
         false => options.names.iter().map(String::as_str).collect(),
@@ -261,6 +283,11 @@ fn report(options: &Options) -> Result<(), Failure> {
         if let Some(status) = server.ended()? {
             return Err(format!("the server died: {status}").into());
         }
+    }
+    // A flood's nodes expire.
+    let floods_ended = Instant::now();
+    while route_count(&addr)? > routes + routes / 100 && floods_ended.elapsed() < EXPIRED {
+        sleep(Duration::from_secs(1));
     }
     let end = print_settled(&server, began, "end")?;
     let samples = neighbour.stop();

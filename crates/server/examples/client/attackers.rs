@@ -40,9 +40,18 @@ pub(crate) const EXPIRY: &str = "expiry";
 /// The attacks on watches. Ten watches of all nodes are open during these attacks.
 pub(crate) const ON_WATCHES: [&str; 3] = ["flaps", "moves", EXPIRY];
 
+/// The rows without an attack. [`BUSY`] shows how much the neighbour waits for a core that other processes use, although
+/// these processes have the lowest priority, and the server has no work for them.
+pub(crate) const CONTROLS: [&str; 2] = ["nothing", BUSY];
+const BUSY: &str = "busy";
+
 /// The attacks: a name and a description.
 pub(crate) const ATTACKS: &[(&str, &str)] = &[
     ("nothing", "no attack, for comparison"),
+    (
+        BUSY,
+        "no attack: a thread for each core computes, at the attackers' priority",
+    ),
     (
         "refused-batches-10",
         "10 connections, 4 batches each of 4,096 times one node with 64 routes",
@@ -156,6 +165,15 @@ pub(crate) async fn attack(name: &str, addr: &str) -> Result<(), Failure> {
             sleep(Duration::from_millis(100)).await;
         },
         EXPIRY => return expire(addr).await,
+        BUSY => {
+            for _ in 0..std::thread::available_parallelism()?.get() {
+                std::thread::spawn(|| {
+                    loop {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+        }
         _ => {}
     }
     let connections = match name {
@@ -165,7 +183,7 @@ pub(crate) async fn attack(name: &str, addr: &str) -> Result<(), Failure> {
         "half-requests" | "unread-streams" => 200,
         "refused-batches-400" | "small-replies" | "headers" | "calls" | "sessions" => 400,
         "connections" | "grown" => 2_000,
-        "nothing" => 0,
+        "nothing" | BUSY => 0,
         _ => 100,
     };
     for number in 0..connections {
