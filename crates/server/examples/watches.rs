@@ -40,7 +40,7 @@ use raw::Raw;
 
 /// The server's allocator: with another allocator, the clients would cost more than the server.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// A watch decodes one of this many messages with changes: decoding all would take more CPU than the server takes.
 const DECODED: u64 = 16;

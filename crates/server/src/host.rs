@@ -8,8 +8,8 @@ const UNKNOWN: usize = 1 << 30;
 
 /// Returns the bytes of memory that this process may use. The result is the smallest of three values: the machine's
 /// memory, the limits of the process's control groups, and half of the limit on the address space. The other half is
-/// for stacks, and for address space that the allocator reserves or cannot use again: mimalloc reserves 128 MiB at a
-/// time.
+/// for stacks, and for address space that the allocator cannot use again: jemalloc keeps the address space of memory
+/// that it gave back.
 pub(crate) fn memory() -> usize {
     let read = |path: &Path| fs::read_to_string(path).ok();
     let machine = read(Path::new("/proc/meminfo")).and_then(|info| total(&info));
