@@ -118,7 +118,8 @@ impl FrameScanner {
         match kind {
             DATA => self.found.data = self.found.data.wrapping_add(frame_cost(len)),
             HEADERS | PUSH_PROMISE => {
-                let stream = u32::from_be_bytes([s1, s2, s3, s4]);
+                // The first bit is reserved, and h2 ignores it (RFC 9113, 4.1).
+                let stream = u32::from_be_bytes([s1 & 0x7f, s2, s3, s4]);
                 self.is_trailers = stream <= self.newest;
                 self.newest = self.newest.max(stream);
                 self.fields(len);
@@ -171,7 +172,11 @@ mod tests {
             frame(CONTINUATION, END_HEADERS, 1, 20),
             frame(6, 0, 0, 8),
             frame(GOAWAY, 0, 0, 8),
-            frame(HEADERS, 0, 3, 30),
+            // The first bit of the stream's number has no meaning. So these are headers, and then trailers.
+            frame(HEADERS, END_HEADERS, 3 | 1 << 31, 40),
+            frame(HEADERS, END_HEADERS, 1 | 1 << 31, 50),
+            frame(HEADERS, END_HEADERS, 5, 60),
+            frame(HEADERS, 0, 7, 30),
         ]
         .concat();
         for size in [1, 2, 8, 9, 10, 100, frames.len()] {
@@ -181,7 +186,7 @@ mod tests {
             }
             let found = scanner.found();
             assert_eq!(found.data, frame_cost(16_384) + frame_cost(5), "{size}");
-            assert_eq!(found.trailers, 30 * MEMORY_PER_FIELD_BYTE);
+            assert_eq!(found.trailers, (10 + 20 + 50) * MEMORY_PER_FIELD_BYTE);
             assert_eq!((found.control, found.blocks, found.is_open), (2, 2, true));
             assert_eq!((scanner.left, scanner.head_len), (0, 0));
         }

@@ -408,19 +408,22 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn trailers_that_no_call_reads_are_charged() {
         const FIELDS: usize = 1000;
-        let (mut served, may_read) = served(1 << 30).await;
-        served.exchange(&frame(HEADERS, END_HEADERS, 1, HEAD)).await;
-        // A field of HPACK's static table is one byte.
-        let trailers = frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x90; FIELDS]);
-        served.exchange(&trailers).await;
-        let held = FIELDS * MEMORY_PER_FIELD_BYTE;
-        let charged = (held - UNREAD_STEP).next_multiple_of(UNREAD_STEP);
-        assert_eq!(served.memory.used(), CALL_MEMORY + charged);
-        may_read.add_permits(10);
-        settle().await;
-        // The connection notices with its next bytes.
-        served.exchange(&frame(PRIORITY, 0, 1, &[0; 5])).await;
-        // The stream is open: its response never ends.
-        assert_eq!(served.memory.used(), CALL_MEMORY);
+        // HTTP/2 ignores the first bit of the stream's number.
+        for stream in [1, 1 | 1 << 31] {
+            let (mut served, may_read) = served(1 << 30).await;
+            served.exchange(&frame(HEADERS, END_HEADERS, 1, HEAD)).await;
+            // A field of HPACK's static table is one byte.
+            let trailers = frame(HEADERS, END_HEADERS | END_STREAM, stream, &[0x90; FIELDS]);
+            served.exchange(&trailers).await;
+            let held = FIELDS * MEMORY_PER_FIELD_BYTE;
+            let charged = (held - UNREAD_STEP).next_multiple_of(UNREAD_STEP);
+            assert_eq!(served.memory.used(), CALL_MEMORY + charged, "{stream}");
+            may_read.add_permits(10);
+            settle().await;
+            // The connection notices with its next bytes.
+            served.exchange(&frame(PRIORITY, 0, 1, &[0; 5])).await;
+            // The stream is open: its response never ends.
+            assert_eq!(served.memory.used(), CALL_MEMORY);
+        }
     }
 }
