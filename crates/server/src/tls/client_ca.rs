@@ -11,6 +11,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
 use thiserror::Error;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
 use crate::auth::Caller;
 use crate::config::{ClientAuth, ClientIdentity};
@@ -81,10 +83,28 @@ struct LongChain {
     bytes: usize,
 }
 
-/// Refuses long chains, and leaves the others to another verifier.
+/// Different intermediate certificates of a client's chain have the same subject.
+#[derive(Debug, Error)]
+#[error("the chain has different intermediate certificates with the same subject")]
+struct AmbiguousChain;
+
+/// Reports whether different certificates have the same subject, so that each could have issued the same certificates.
+fn are_ambiguous(certificates: &[CertificateDer<'_>]) -> bool {
+    let subject = |certificate: &CertificateDer<'_>| {
+        let parsed = X509Certificate::from_der(certificate).ok();
+        parsed.map(|(_, parsed)| parsed.subject().as_raw().to_vec())
+    };
+    certificates.iter().enumerate().any(|(number, certificate)| {
+        let mut others = certificates[..number].iter().filter(|&other| other != certificate);
+        others.any(|other| subject(other) == subject(certificate))
+    })
+}
+
+/// Refuses chains that are long or ambiguous, and leaves the others to another verifier.
 ///
-/// webpki tries every order of the certificates that could have issued each other, up to 200,000 times. So the 64 KiB
-/// of one handshake could keep a worker busy for some tenths of a second.
+/// webpki tries every order of the certificates that could have issued each other, as far as their names show, up to
+/// 200,000 times. So the 64 KiB of one handshake could keep a worker busy for some tenths of a second. Without a
+/// subject that occurs twice, each certificate has one issuer in the chain, so webpki checks few signatures.
 #[derive(Debug)]
 struct ShortChains(Arc<dyn ClientCertVerifier>);
 
@@ -101,6 +121,9 @@ impl ClientCertVerifier for ShortChains {
             let intermediates = intermediates_len;
             let long = OtherError(Arc::new(LongChain { intermediates, bytes }));
             return Err(CertificateError::Other(long).into());
+        }
+        if are_ambiguous(intermediates) {
+            return Err(CertificateError::Other(OtherError(Arc::new(AmbiguousChain))).into());
         }
         self.0.verify_client_cert(certificate, intermediates, now)
     }
@@ -191,7 +214,7 @@ mod tests {
             .collect();
         assert!(chain.iter().map(|certificate| certificate.len()).sum::<usize>() < 64 * 1024);
         assert!(is_long(ca.verify(&chain)));
-        assert!(!is_long(ca.verify(&chain[..=MAX_INTERMEDIATES])));
+        assert!(!is_long(ca.verify(&chain[..2])));
 
         let mut params = authority_params();
         params
@@ -201,6 +224,41 @@ mod tests {
         let client = client_of(&root);
         assert!(is_long(ca.verify(&[client.der().clone(), large.der().clone()])));
         ca.verify(&[client.der().clone()]).expect("a short chain");
+    }
+
+    #[test]
+    fn different_intermediates_of_one_name_are_refused_before_webpki_tries_them() {
+        let root = authority();
+        let ca = load(&root);
+        let named = |name: &str| {
+            let mut params = authority_params();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params
+        };
+        let issued = |name: &str, issuer: &Authority| {
+            CertifiedIssuer::signed_by(named(name), KeyPair::generate().unwrap(), issuer).unwrap()
+        };
+        let [first, second] = ["first", "second"].map(|name| issued(name, &root));
+        let client = client_of(&first);
+        let chain = |intermediates: &[&Authority]| {
+            let intermediates = intermediates.iter().map(|authority| authority.der().clone());
+            [client.der().clone()]
+                .into_iter()
+                .chain(intermediates)
+                .collect::<Vec<_>>()
+        };
+        // Clients may send other certificates, some of them twice, and the authority.
+        ca.verify(&chain(&[&second, &first, &first, &root])).expect("an issuer");
+        let twin = issued("first", &root);
+        assert!(is_long(ca.verify(&chain(&[&first, &second, &twin]))));
+        // Each of these could have issued each other.
+        let many: Vec<_> = (0..MAX_INTERMEDIATES).map(|_| authority()).collect();
+        let client = client_of(&many[0]);
+        let chain: Vec<_> = [client.der().clone()]
+            .into_iter()
+            .chain(many.iter().map(|authority| authority.der().clone()))
+            .collect();
+        assert!(is_long(ca.verify(&chain)));
     }
 
     #[test]
