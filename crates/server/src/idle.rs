@@ -1,13 +1,18 @@
 //! Idle connections end when new connections have to wait for a slot. If no connection is idle, connections of the
 //! client with the most connections drain.
 //!
-//! A question wakes only as many connections as have to end, and first those that were not asked for the longest time.
-//! A connection that is not idle passes the question on to the next, until all have been asked. So a question about ten
-//! of 10,000 connections wakes ten of them, if these are idle.
+//! A question wakes only as many connections as have to end. The next connection is that of the client with the most
+//! connections that were not asked. Of this client, it is the connection that was not asked for the longest time. A
+//! connection that is not idle passes the question on to the next, until all have been asked. So a question about ten
+//! of 10,000 connections wakes ten of them, if these are idle. A client with many busy connections loses its own idle
+//! connections before clients with few connections lose theirs.
 
-use std::collections::VecDeque;
+use std::cmp::{Ordering, Reverse};
+use std::collections::binary_heap::PeekMut;
+use std::collections::{BinaryHeap, VecDeque};
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
@@ -24,20 +29,114 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Takes one of a number that guards no data, unless the number is zero.
 fn take_one(number: &AtomicUsize) -> bool {
     let less = |number: usize| number.checked_sub(1);
-    number.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    number.fetch_update(Relaxed, Relaxed, less).is_ok()
 }
 
 /// How many connections have to end.
 #[derive(Debug)]
 struct Eviction {
     left: AtomicUsize,
-    /// How many connections may still be asked.
-    unasked: AtomicUsize,
+    /// The clients whose connections may still be asked.
+    unasked: Mutex<BinaryHeap<Unasked>>,
     /// Whether connections with calls in flight end, too.
     includes_busy: bool,
 }
 
-/// Connections that can be asked to make room: those of one client, or all.
+/// A client's connections that may still be asked. The greatest client has the most, and of several, it came first.
+#[derive(Debug)]
+struct Unasked {
+    connections: usize,
+    number: Reverse<u64>,
+    client: Arc<IdleConnections>,
+}
+
+impl Unasked {
+    fn key(&self) -> (usize, Reverse<u64>) {
+        (self.connections, self.number)
+    }
+}
+
+impl PartialEq for Unasked {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Unasked {}
+
+impl PartialOrd for Unasked {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Unasked {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+/// Asks idle connections of several clients to end, up to `count` of them. Each client comes with its number.
+pub(crate) fn ask_clients(clients: impl Iterator<Item = (u64, Arc<IdleConnections>)>, count: usize) {
+    Eviction::begin(clients, count, false);
+}
+
+impl Eviction {
+    fn begin(clients: impl Iterator<Item = (u64, Arc<IdleConnections>)>, count: usize, includes_busy: bool) {
+        let unasked = clients.map(|(number, client)| Unasked {
+            connections: client.len(),
+            number: Reverse(number),
+            client,
+        });
+        let unasked: BinaryHeap<_> = unasked.collect();
+        let all: usize = unasked.iter().map(|client| client.connections).sum();
+        let eviction = Arc::new(Self {
+            left: AtomicUsize::new(count),
+            unasked: Mutex::new(unasked),
+            includes_busy,
+        });
+        for _ in 0..count.min(all) {
+            eviction.ask_next();
+        }
+    }
+
+    /// Asks the next connection, unless all have been asked or enough end.
+    fn ask_next(self: &Arc<Self>) {
+        while self.left.load(Relaxed) > 0
+            && let Some(connection) = self.next()
+        {
+            let question = Question {
+                eviction: Arc::clone(self),
+                ends: false,
+            };
+            if connection.ask(question) {
+                break;
+            }
+        }
+    }
+
+    /// Returns the connection to ask next. `None` if all have been asked.
+    fn next(&self) -> Option<Arc<Connection>> {
+        let mut unasked = lock(&self.unasked);
+        loop {
+            let mut most = unasked.peek_mut()?;
+            let next = match most.connections.checked_sub(1) {
+                Some(rest) => {
+                    most.connections = rest;
+                    most.client.next()
+                }
+                None => None,
+            };
+            if next.is_some() {
+                return next;
+            }
+            // The client has no further connection.
+            PeekMut::pop(most);
+        }
+    }
+}
+
+/// The connections of one client, which can be asked to make room.
 #[derive(Debug, Default)]
 pub(crate) struct IdleConnections {
     /// The connection that was not asked for the longest time is the first.
@@ -56,36 +155,26 @@ impl IdleConnections {
     }
 
     fn ask_for(self: &Arc<Self>, count: usize, includes_busy: bool) {
-        let all = lock(&self.connections).len();
-        let eviction = Arc::new(Eviction {
-            left: AtomicUsize::new(count),
-            unasked: AtomicUsize::new(all),
-            includes_busy,
-        });
-        for _ in 0..count.min(all) {
-            self.ask_next(&eviction);
-        }
+        Eviction::begin([(0, Arc::clone(self))].into_iter(), count, includes_busy);
     }
 
-    /// Asks the next connection, unless all have been asked or enough end.
-    fn ask_next(self: &Arc<Self>, eviction: &Arc<Eviction>) {
-        while eviction.left.load(Ordering::Relaxed) > 0 && take_one(&eviction.unasked) {
-            let mut connections = lock(&self.connections);
-            let next = connections.pop_front();
-            let Some(connection) = next.as_ref().and_then(Weak::upgrade) else {
-                continue;
-            };
-            connections.extend(next);
-            drop(connections);
-            let question = Question {
-                eviction: Arc::clone(eviction),
-                connections: Arc::clone(self),
-                ends: false,
-            };
-            if connection.ask(question) {
-                break;
+    /// Returns the number of open connections.
+    fn len(&self) -> usize {
+        let mut connections = lock(&self.connections);
+        connections.retain(|connection| connection.strong_count() > 0);
+        connections.len()
+    }
+
+    /// Returns the connection that was not asked for the longest time, and moves it to the end.
+    fn next(&self) -> Option<Arc<Connection>> {
+        let mut connections = lock(&self.connections);
+        while let Some(next) = connections.pop_front() {
+            if let Some(connection) = next.upgrade() {
+                connections.push_back(next);
+                return Some(connection);
             }
         }
+        None
     }
 
     fn add(&self, connection: &Arc<Connection>) {
@@ -120,15 +209,15 @@ impl Connection {
         }
         *waiting = Some(question);
         drop(waiting);
-        self.is_asked.store(true, Ordering::Release);
+        self.is_asked.store(true, Release);
         self.waker.wake();
         true
     }
 
     fn take(&self) -> Option<Question> {
         // An ordinary poll of a connection takes no lock.
-        self.is_asked.load(Ordering::Acquire).then(|| {
-            self.is_asked.store(false, Ordering::Relaxed);
+        self.is_asked.load(Acquire).then(|| {
+            self.is_asked.store(false, Relaxed);
             lock(&self.question).take()
         })?
     }
@@ -142,7 +231,7 @@ impl Connection {
     }
 }
 
-/// A connection that can be asked to make room: with all connections, or with those of its client.
+/// A connection that can be asked to make room: with the connections of all clients, or with those of its client.
 #[derive(Debug)]
 pub(crate) struct Evictable {
     connection: Arc<Connection>,
@@ -150,11 +239,10 @@ pub(crate) struct Evictable {
 }
 
 impl Evictable {
-    /// Returns a new connection, which can be asked from now on.
-    pub(crate) fn new(all: &IdleConnections, of_client: &IdleConnections) -> Self {
+    /// Returns a new connection of a client, which can be asked from now on.
+    pub(crate) fn new(client: &IdleConnections) -> Self {
         let connection = Arc::default();
-        all.add(&connection);
-        of_client.add(&connection);
+        client.add(&connection);
         let since = Instant::now();
         Self { connection, since }
     }
@@ -181,7 +269,6 @@ impl Evictable {
 #[must_use]
 pub(crate) struct Question {
     eviction: Arc<Eviction>,
-    connections: Arc<IdleConnections>,
     ends: bool,
 }
 
@@ -201,7 +288,7 @@ impl Question {
 impl Drop for Question {
     fn drop(&mut self) {
         if !self.ends {
-            self.connections.ask_next(&self.eviction);
+            self.eviction.ask_next();
         }
     }
 }
@@ -218,17 +305,16 @@ mod tests {
         task: JoinHandle<()>,
     }
 
-    fn connections(all: &IdleConnections, count: usize, is_idle: &Arc<AtomicBool>) -> Vec<Counted> {
-        let of_client = IdleConnections::default();
+    fn connections(client: &IdleConnections, count: usize, is_idle: &Arc<AtomicBool>) -> Vec<Counted> {
         let connection = |_| {
-            let evictable = Evictable::new(all, &of_client);
+            let evictable = Evictable::new(client);
             let (woken, is_idle) = (Arc::<AtomicUsize>::default(), Arc::clone(is_idle));
             let counted = Arc::clone(&woken);
             let task = tokio::spawn(async move {
                 loop {
                     let question = evictable.asked().await;
-                    counted.fetch_add(1, Ordering::Relaxed);
-                    if question.has_to_end(is_idle.load(Ordering::Relaxed)) {
+                    counted.fetch_add(1, Relaxed);
+                    if question.has_to_end(is_idle.load(Relaxed)) {
                         break;
                     }
                 }
@@ -239,7 +325,7 @@ mod tests {
     }
 
     fn woken(connections: &[Counted]) -> usize {
-        let woken = |connection: &Counted| connection.woken.load(Ordering::Relaxed);
+        let woken = |connection: &Counted| connection.woken.load(Relaxed);
         connections.iter().map(woken).sum()
     }
 
@@ -297,21 +383,21 @@ mod tests {
 
     #[tokio::test]
     async fn connections_that_have_ended_are_forgotten() {
-        let (all, of_client) = (IdleConnections::default(), IdleConnections::default());
-        let _open: Vec<_> = (0..100).map(|_| Evictable::new(&all, &of_client)).collect();
+        let client = IdleConnections::default();
+        let _open: Vec<_> = (0..100).map(|_| Evictable::new(&client)).collect();
         for _ in 0..10_000 {
-            drop(Evictable::new(&all, &of_client));
+            drop(Evictable::new(&client));
         }
-        assert!(lock(&all.connections).capacity() <= 1_000);
+        assert!(lock(&client.connections).capacity() <= 1_000);
     }
 
     #[tokio::test]
     async fn a_connection_that_ends_without_an_answer_passes_the_question_on() {
-        let (all, of_client) = (Arc::<IdleConnections>::default(), Arc::<IdleConnections>::default());
-        let [first, second, third] = [(); 3].map(|()| Evictable::new(&all, &of_client));
-        all.ask(1);
+        let client = Arc::<IdleConnections>::default();
+        let [first, second, third] = [(); 3].map(|()| Evictable::new(&client));
+        client.ask(1);
         // The other question goes to a connection that was not asked.
-        of_client.ask(1);
+        client.ask(1);
         assert!(second.asked().await.has_to_end(true));
         drop((first, second));
         assert!(third.asked().await.has_to_end(true));

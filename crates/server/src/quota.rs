@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use crate::idle::{Evictable, IdleConnections};
+use crate::idle::{Evictable, IdleConnections, ask_clients};
 use crate::limits::{ASK_INTERVAL, Limits, MAKE_ROOM_INTERVAL, MAX_CONNECTION_WAIT, MAX_WAITING_PER_CLIENT};
 use crate::refusal::Reason;
 
@@ -75,8 +75,6 @@ pub(crate) struct Quotas {
     clients: Mutex<HashMap<ClientKey, Registered, ahash::RandomState>>,
     /// The clients so far. Relaxed: counted under the lock of `clients`.
     registrations: AtomicU64,
-    /// All connections.
-    idle: Arc<IdleConnections>,
     /// When the connections of all clients were last asked.
     last_asked: Mutex<Option<Instant>>,
 }
@@ -112,7 +110,6 @@ impl Quotas {
             shares: Shares::new(limits),
             clients: Mutex::default(),
             registrations: AtomicU64::new(0),
-            idle: Arc::default(),
             last_asked: Mutex::default(),
         })
     }
@@ -140,14 +137,20 @@ impl Quotas {
         }))
     }
 
-    /// Asks up to `connections` idle connections of any client to end, unless connections of all clients were asked
-    /// within [`ASK_INTERVAL`]. Reports whether they are asked.
+    /// Asks up to `connections` idle connections to end, first those of the clients with the most connections. Does
+    /// nothing if connections of all clients were asked within [`ASK_INTERVAL`]. Reports whether they are asked.
     pub(crate) fn make_room(&self, connections: usize) -> bool {
         let is_due = is_due(&self.last_asked, ASK_INTERVAL);
         if is_due {
-            self.idle.ask(connections);
+            self.ask_idle(connections);
         }
         is_due
+    }
+
+    fn ask_idle(&self, connections: usize) {
+        let of_client = |registered: &Registered| (registered.number, Arc::clone(&registered.client.idle));
+        let clients: Vec<_> = self.lock().values().map(of_client).collect();
+        ask_clients(clients.into_iter(), connections);
     }
 
     /// Asks up to `connections` connections of the client with the most connections to end, idle or not. The client
@@ -281,7 +284,7 @@ impl ClientQuota {
         let quotas = &self.0.quotas;
         if is_due(&quotas.last_asked, MAKE_ROOM_INTERVAL) {
             let connections: usize = quotas.lock().values().map(|registered| registered.connections).sum();
-            quotas.idle.ask(connections.div_ceil(8));
+            quotas.ask_idle(connections.div_ceil(8));
         }
         self.make_room();
     }
@@ -297,7 +300,7 @@ impl ClientQuota {
 
     /// Returns the connection as one that can be asked to make room, from now on.
     pub(crate) fn evictable(&self) -> Evictable {
-        Evictable::new(&self.0.quotas.idle, &self.client().idle)
+        Evictable::new(&self.client().idle)
     }
 
     /// Reports whether the client may hold this many more bytes.
@@ -511,6 +514,33 @@ pub(crate) mod tests {
             assert!(ended[0] != ended[1], "one connection is enough");
             tokio::time::advance(ASK_INTERVAL).await;
         }
+    }
+
+    /// Otherwise a client could push out the idle connections of all others with its busy connections.
+    #[test]
+    fn idle_connections_of_the_client_with_the_most_connections_make_room_first() {
+        let quotas = Quotas::new(&limits(100));
+        let connect = |client| {
+            let quota = quotas.register(ClientKey::V6(client));
+            let connection = quota.evictable();
+            (client, quota, connection)
+        };
+        // The first client has three connections for each of the others' one. Two of three are busy.
+        let connections: Vec<_> = (0..400).map(|n| connect(if n % 4 == 0 { n } else { 1 })).collect();
+        let is_idle = |number: usize| number % 4 < 2;
+        quotas.make_room(150);
+        let mut ended = Vec::new();
+        // A connection that is not idle passes the question on.
+        for _ in 0..400 {
+            for (number, (client, _, connection)) in connections.iter().enumerate() {
+                if is_asked(connection).is_some_and(|question| question.has_to_end(is_idle(number))) {
+                    ended.push(*client);
+                }
+            }
+        }
+        let of_first = ended.iter().filter(|&&client| client == 1).count();
+        assert_eq!((of_first, ended.len()), (100, 150));
+        assert!(ended[..100].iter().all(|&client| client == 1));
     }
 
     #[test]

@@ -23,20 +23,17 @@ use crate::server::worker::{Incoming, Workers};
 
 /// Accepts connections. Never returns. If none of `slots` is free, one connection waits here, and the others in the
 /// kernel's backlog. If the client of a connection has its share of the slots, the connection waits without delaying
-/// other clients.
+/// other clients. `max_connections` is the number of all slots, free or not.
 pub(super) async fn accept(
     listeners: &mut Listeners,
     workers: &mut Workers,
     slots: &Arc<Semaphore>,
+    max_connections: usize,
     quotas: &Arc<Quotas>,
     refusals: &Refusals,
 ) -> Infallible {
     let mut backoff = Backoff::default();
-    let mut slots = Slots {
-        free: slots,
-        limit: slots.available_permits(),
-        is_full: false,
-    };
+    let mut slots = Slots::new(slots, max_connections);
     let mut waiting = Waiting::default();
     loop {
         let accepted = tokio::select! {
@@ -94,12 +91,41 @@ struct Slots<'s> {
     limit: usize,
     /// Set when no slot is free, and cleared when many slots are free.
     is_full: bool,
+    /// The connections that were last asked to make room, and when.
+    asked: Option<(usize, Instant)>,
 }
 
-impl Slots<'_> {
-    /// Waits for a free slot for a client. Idle connections make room meanwhile, an eighth of all at a time. If that
-    /// does not help, connections of the client with the most connections make room, because a client may keep a call
-    /// in flight on each of its connections.
+impl<'s> Slots<'s> {
+    fn new(free: &'s Arc<Semaphore>, limit: usize) -> Self {
+        Self {
+            free,
+            limit,
+            is_full: false,
+            asked: None,
+        }
+    }
+
+    /// Asks idle connections to make room, unless they were asked before within [`ASK_INTERVAL`]. The acceptor does not
+    /// know how many new connections wait in the kernel. So it first asks one, then twice as many each time, up to an
+    /// eighth of all, as long as new connections come one after the other.
+    fn make_room(&mut self, quotas: &Quotas) -> bool {
+        let last = self.asked.filter(|(_, when)| when.elapsed() < MAKE_ROOM_INTERVAL);
+        let part = last.map_or(1, |(part, _)| 2 * part).min(self.part());
+        let is_asked = quotas.make_room(part);
+        if is_asked {
+            self.asked = Some((part, Instant::now()));
+        }
+        is_asked
+    }
+
+    /// Returns the most connections that are asked at a time.
+    fn part(&self) -> usize {
+        self.limit.div_ceil(8)
+    }
+
+    /// Waits for a free slot for a client. Idle connections make room meanwhile. If that does not help, connections of
+    /// the client with the most connections make room, because a client may keep a call in flight on each of its
+    /// connections.
     async fn take(&mut self, peer: SocketAddr, quotas: &Quotas, refusals: &Refusals) -> OwnedSemaphorePermit {
         let mut slot = pin!(Arc::clone(self.free).acquire_owned());
         if let Some(slot) = poll_immediate(slot.as_mut()).await {
@@ -113,11 +139,10 @@ impl Slots<'_> {
             let limit = self.limit;
             warn!("connection limit ({limit}) reached; new connections wait until idle ones have made room");
         }
-        let part = self.limit.div_ceil(8);
         let mut largest_due = Instant::now() + MAKE_ROOM_INTERVAL;
         loop {
             // Connections that come one after the other share a question: it wakes many connections.
-            let wait = match quotas.make_room(part) {
+            let wait = match self.make_room(quotas) {
                 true => MAKE_ROOM_INTERVAL,
                 false => ASK_INTERVAL,
             };
@@ -125,7 +150,7 @@ impl Slots<'_> {
                 return slot.expect("the semaphore is never closed");
             }
             if Instant::now() >= largest_due {
-                quotas.make_room_of_largest(part);
+                quotas.make_room_of_largest(self.part());
                 largest_due += MAKE_ROOM_INTERVAL;
             }
         }
@@ -296,11 +321,7 @@ mod tests {
         let (new, _client) = incoming(&quotas, 2);
         let connection = held[0].0.evictable();
         let waiting = tokio::spawn(async move {
-            let mut slots = Slots {
-                free: &free,
-                limit: 8,
-                is_full: false,
-            };
+            let mut slots = Slots::new(&free, 8);
             slots.take(new.peer, &quotas, &Refusals::default()).await
         });
         let begin = Instant::now();
@@ -334,15 +355,47 @@ mod tests {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
             let (new, _of_client) = incoming(&quotas, 9);
-            let mut slots = Slots {
-                free: &free,
-                limit: 4,
-                is_full: false,
-            };
+            let mut slots = Slots::new(&free, 4);
             let refusals = Refusals::default();
             let slot = timeout(Duration::from_secs(2), slots.take(new.peer, &quotas, &refusals));
             let _slot = slot.await.expect("a connection without a client has made room");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn few_idle_connections_make_room_for_few_new_connections_and_many_for_many() {
+        const ALL: usize = 100;
+        let quotas = Quotas::new(&Limits::default());
+        let free = Arc::new(Semaphore::new(ALL));
+        let held: Vec<_> = (0..ALL as u64)
+            .map(|number| {
+                let quota = quotas.register(ClientKey::V6(number));
+                let slot = Arc::clone(&free).try_acquire_owned().expect("a slot");
+                tokio::spawn(async move {
+                    while !quota.evictable().asked().await.has_to_end(true) {}
+                    drop(slot);
+                })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let ended = || held.iter().filter(|connection| connection.is_finished()).count();
+        let mut slots = Slots::new(&free, ALL);
+        let refusals = Refusals::default();
+        let mut taken = Vec::new();
+        let begin = Instant::now();
+        for (number, expected) in [(1, 1), (2, 3), (3, 3), (4, 7), (7, 7), (8, 15), (16, 28), (28, 28)] {
+            while taken.len() < number {
+                taken.push(slots.take(([127, 0, 0, 1], 1).into(), &quotas, &refusals).await);
+            }
+            sleep(Duration::from_millis(1)).await;
+            assert_eq!(ended(), expected, "{number}");
+        }
+        assert!(begin.elapsed() < MAKE_ROOM_INTERVAL);
+        // Later, a new connection is alone again.
+        sleep(MAKE_ROOM_INTERVAL).await;
+        taken.push(slots.take(([127, 0, 0, 1], 1).into(), &quotas, &refusals).await);
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(ended(), 29);
     }
 
     #[tokio::test(start_paused = true)]
@@ -360,6 +413,28 @@ mod tests {
             waiting.push(incoming(&quotas, number).0, &Refusals::default());
         }
         assert_eq!(waiting.tasks.len(), MAX_WAITING);
+    }
+
+    /// The acceptor begins again after a panic, while connections have slots.
+    #[tokio::test(start_paused = true)]
+    async fn an_acceptor_that_begins_at_the_limit_asks_connections_to_make_room() {
+        let quotas = Quotas::new(&Limits::default());
+        let held = quotas.register(ClientKey::V6(1));
+        let idle = held.evictable();
+        let slots = Arc::new(Semaphore::new(1));
+        let slot = Arc::clone(&slots).try_acquire_owned().expect("a slot");
+        let mut listeners = Listeners::bind("127.0.0.1:0").await.expect("a port is free");
+        let _client = TcpStream::connect(listeners.addrs()[0]).expect("the port is open");
+        let (_draining, context) = context(MethodTable::new(Vec::new()), Limits::default());
+        let mut workers = Workers::start(&context).expect("threads");
+        let refusals = Refusals::default();
+        tokio::select! {
+            never = accept(&mut listeners, &mut workers, &slots, 1, &quotas, &refusals) => match never {},
+            question = timeout(MAKE_ROOM_INTERVAL, idle.asked()) => {
+                assert!(question.expect("nobody is asked").has_to_end(true));
+            }
+        }
+        drop(slot);
     }
 
     #[test]

@@ -376,7 +376,8 @@ impl Server {
             () = stop => {}
             never = restarted("accept", || async {
                 let (mut listeners, mut workers) = (listeners.lock().await, workers.lock().await);
-                accept(&mut listeners, &mut workers, &slots, &quotas, &refusals).await
+                let all = max_connections as usize;
+                accept(&mut listeners, &mut workers, &slots, all, &quotas, &refusals).await
             }) => match never {},
             never = restarted("sweep", || sweep(&self.table, &self.watches, &sweeps)) => match never {},
             never = restarted("tail", || tail(&self.watches)) => match never {},
