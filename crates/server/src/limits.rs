@@ -94,7 +94,8 @@ pub const CALL_WORK: usize = 25;
 /// The work to begin a call that becomes a task, besides [`CALL_WORK`].
 pub const WAITING_CALL_WORK: usize = 50;
 
-/// The work to verify a client's certificate again, after the authorities were replaced.
+/// The work to verify a client's certificate: at the end of the handshake, and again after the authorities were
+/// replaced.
 pub const VERIFY_WORK: usize = 2_000;
 
 /// The work for a node that is looked up, added, refreshed or removed.
@@ -150,10 +151,13 @@ pub const SHARED_PASSES: usize = 5_000;
 /// Bytes that a connection reads in a turn of [`MIN_TURN_WORK`]: a few calls.
 pub const MIN_TURN_INPUT: usize = 2 * 1024;
 
-/// The work to begin a connection: 50 microseconds.
-pub const CONNECTION_WORK: usize = 500;
+/// The work to take a connection over, and again the work to begin HTTP/2 when the client's preface has arrived: 25
+/// microseconds each. Also the work to end a TLS handshake without a client's certificate; otherwise that is
+/// [`VERIFY_WORK`].
+pub const CONNECTION_WORK: usize = 250;
 
-/// The work to begin a connection with TLS: half a millisecond. A signature with an RSA key takes as long.
+/// The work for a client's hello of a TLS handshake: half a millisecond. A signature with an RSA key takes as long. In
+/// TLS 1.2, also the work for the client's key.
 pub const TLS_CONNECTION_WORK: usize = 5_000;
 
 /// The work that one pass of a worker grants to the tasks that wait for a turn: half a millisecond.
@@ -205,6 +209,13 @@ pub const MAX_CHAIN_SIZE: usize = 16 * 1024;
 
 /// Bytes that are charged for a connection: its buffers and the state of HTTP/2 and of TLS.
 pub const CONNECTION_MEMORY: usize = 40 * 1024;
+
+/// Bytes of the client's part of a TLS handshake without a charge: [`CONNECTION_MEMORY`] includes these.
+pub const SMALL_HANDSHAKE: usize = 16 * 1024;
+
+/// Bytes that are charged for a TLS handshake of more than [`SMALL_HANDSHAKE`], until it ends. rustls joins messages of
+/// so many bytes before it knows the client. If the budget has no room, the handshake fails.
+pub const HANDSHAKE_MEMORY: usize = 64 * 1024;
 
 /// Calls that a connection may have at one time without a charge for their streams: [`CONNECTION_MEMORY`] includes
 /// these.

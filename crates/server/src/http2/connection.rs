@@ -15,7 +15,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use futures_util::future::poll_immediate;
 use h2::Reason;
-use h2::server::{Connection, Handshake};
+use h2::server::Connection;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -30,8 +30,9 @@ use crate::connection_counters::{ConnectionCounters, HandshakeFailure};
 use crate::grpc::router::Router;
 use crate::grpc::worker_counters::WorkerCounters;
 use crate::http2::calls::Calls;
+use crate::http2::handshake_input::HandshakeInput;
 use crate::http2::keep_alive::KeepAlive;
-use crate::http2::socket::Socket;
+use crate::http2::socket::{Socket, Transport};
 use crate::http2::traffic::CountedStream;
 use crate::http2::wire::{Metered, WireStream};
 use crate::idle::Evictable;
@@ -69,18 +70,29 @@ pub(crate) struct ConnectionContext {
 pub(crate) async fn serve(
     stream: std::net::TcpStream,
     client: ClientQuota,
+    slot: OwnedSemaphorePermit,
+    context: ConnectionContext,
+    number: u64,
+) {
+    match TcpStream::from_std(stream) {
+        Ok(stream) => serve_transport(Socket::new(stream), client, slot, context, number).await,
+        Err(error) => debug!(%error, "a connection was lost before it was served"),
+    }
+}
+
+/// As [`serve`], for any transport.
+pub(in crate::http2) async fn serve_transport<S: Transport>(
+    stream: S,
+    client: ClientQuota,
     mut slot: OwnedSemaphorePermit,
     mut context: ConnectionContext,
     number: u64,
 ) {
     let mut evictable = client.evictable();
-    let stream = match TcpStream::from_std(stream) {
-        Ok(stream) => WireStream::new(Socket::new(stream), context.tls.is_some()),
-        Err(error) => return debug!(%error, "a connection was lost before it was served"),
-    };
+    let mut stream = WireStream::new(stream, context.tls.is_some());
     context.counters.connections.accepted.add(1);
     let mut turns = Turns::new(Arc::clone(&context.turns), client.key());
-    turns.take(connection_work(&context)).await;
+    turns.take(limits::CONNECTION_WORK).await;
     let Some((mut memory, mut charge)) = connection_memory(&context, client) else {
         return;
     };
@@ -90,8 +102,14 @@ pub(crate) async fn serve(
         return Box::pin(http2(stream, peer, context, memory, turns, evictable, number)).await;
     };
     let tls = TlsHandshake::new(&certificates);
+    stream.begin_handshake(HandshakeInput::new(
+        turns.clone(),
+        memory.no_charge(),
+        tls.verifies_clients(),
+    ));
     let handshake = TlsAcceptor::from(tls.config()).accept(stream);
-    if let Some(stream) = Box::pin(tls_handshake(handshake, &context, &evictable)).await {
+    if let Some(mut stream) = Box::pin(tls_handshake(handshake, &context, &evictable)).await {
+        stream.get_mut().0.end_handshake();
         let peer = tls.done(stream.get_ref().1.peer_certificates());
         // From here on, the client's own quota counts, instead of that of its address.
         if let Some(identity) = peer.certified_identity() {
@@ -141,14 +159,6 @@ fn connection_memory(context: &ConnectionContext, client: ClientQuota) -> Option
             debug!("a connection was closed: the memory budget has no room for it (client_memory_mb)");
             None
         }
-    }
-}
-
-/// Returns the work to begin a connection. A flood of new connections must not delay the others.
-fn connection_work(context: &ConnectionContext) -> usize {
-    match context.tls {
-        Some(_) => limits::TLS_CONNECTION_WORK,
-        None => limits::CONNECTION_WORK,
     }
 }
 
@@ -226,7 +236,13 @@ async fn http2<S: Metered>(
     } = context;
     let opened = Instant::now();
     let traffic = Arc::clone(stream.traffic());
-    let handshake = builder().handshake(CountedStream::new(stream));
+    let mut stream = CountedStream::new(stream);
+    // h2 begins the connection when the preface arrives. Thousands of clients could send their prefaces at once.
+    let handshake = async {
+        stream.read_preface().await;
+        turns.take(limits::CONNECTION_WORK).await;
+        builder().handshake(stream).await
+    };
     let handshake = http2_handshake(
         handshake,
         opened + limits.handshake,
@@ -366,7 +382,7 @@ async fn when(condition: impl Fn() -> bool) {
 /// Waits for HTTP/2's handshake. Returns `None` if the handshake fails, if the connection has to make room, or if the
 /// server begins to drain.
 async fn http2_handshake<S: AsyncRead + AsyncWrite + Unpin>(
-    handshake: Handshake<S, Bytes>,
+    handshake: impl Future<Output = Result<Connection<S, Bytes>, h2::Error>>,
     deadline: Instant,
     draining: &mut watch::Receiver<bool>,
     evictable: &Evictable,
@@ -454,7 +470,7 @@ pub(crate) mod tests {
     use crate::grpc::handler::{Handler, ImmediateHandler, StreamContext, encoded_stream};
     use crate::grpc::method::{Method, MethodTable};
     use crate::http2::served::Served;
-    use crate::http2::socket::{SentBytes, Transport};
+    use crate::http2::socket::SentBytes;
     use crate::quota::{ClientKey, Quotas};
     use crate::rpc::methods::methods_of_empty_table;
 

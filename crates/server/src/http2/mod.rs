@@ -3,6 +3,7 @@
 mod calls;
 pub(crate) mod connection;
 mod frames;
+mod handshake_input;
 mod held_input;
 pub(crate) mod keep_alive;
 mod muted_waker;

@@ -11,6 +11,17 @@ use crate::limits::{BARE_RECORDS, BARE_RECORDS_PER_SECOND};
 /// Bytes of a record's head: a type, a version, and a length.
 const HEAD: usize = 5;
 
+/// The type of a record of a handshake that is not encrypted. In TLS 1.2, also of an encrypted one.
+const HANDSHAKE: u8 = 22;
+
+/// Counts of records.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Records {
+    pub(super) all: u64,
+    /// Those of a handshake that are not encrypted.
+    pub(super) plain: u64,
+}
+
 /// The position in a client's records.
 #[derive(Debug)]
 pub(super) struct RecordScanner {
@@ -21,6 +32,8 @@ pub(super) struct RecordScanner {
     head_len: usize,
     /// The records that have arrived in full.
     arrived: u64,
+    /// Those of a handshake that are not encrypted.
+    plain: u64,
     /// The records without bytes for HTTP/2 that the guard has counted.
     bare: u64,
     guard: RateGuard,
@@ -33,6 +46,7 @@ impl RecordScanner {
             head: [0; HEAD],
             head_len: 0,
             arrived: 0,
+            plain: 0,
             bare: 0,
             guard: RateGuard::new(BARE_RECORDS, BARE_RECORDS_PER_SECOND),
         }
@@ -59,8 +73,17 @@ impl RecordScanner {
                 self.left = usize::from(u16::from_be_bytes([l1, l2]));
             }
             self.arrived += u64::from(self.left == 0);
+            self.plain += u64::from(self.left == 0 && self.head[0] == HANDSHAKE);
         }
         (self.arrived - before) as usize
+    }
+
+    /// Returns the records that have arrived in full.
+    pub(super) fn scanned(&self) -> Records {
+        Records {
+            all: self.arrived,
+            plain: self.plain,
+        }
     }
 
     /// Reports whether too many records had no bytes for HTTP/2. `opened`: the records that had bytes. Call this
@@ -83,12 +106,14 @@ mod tests {
     #[tokio::test]
     async fn records_are_found_however_the_bytes_are_cut() {
         let lens: [u16; 6] = [0, 1, 23, 16_384, 0, 5];
-        let record = |len: u16| [&[23, 3, 3], &len.to_be_bytes()[..], &vec![9; usize::from(len)]].concat();
+        // The first and the last record are those of a handshake.
+        let kind = |len: u16| if len == 0 || len == 5 { 22 } else { 23 };
+        let record = |len: u16| [&[kind(len), 3, 3], &len.to_be_bytes()[..], &vec![9; usize::from(len)]].concat();
         let records: Vec<_> = lens.into_iter().flat_map(record).collect();
         for size in [1, 2, 5, 6, 7, 100, records.len()] {
             let mut scanner = RecordScanner::new();
             let arrived: usize = records.chunks(size).map(|part| scanner.scan(part)).sum();
-            assert_eq!(arrived, lens.len(), "{size}");
+            assert_eq!((arrived, scanner.scanned().plain), (lens.len(), 3), "{size}");
             assert_eq!((scanner.left, scanner.head_len), (0, 0));
         }
     }

@@ -3,6 +3,7 @@
 //! The price counts on the [wire](crate::http2::wire): TLS records cost more than their bytes. [`CountedStream`] is
 //! above TLS, and sees HTTP/2's frames.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -195,11 +196,16 @@ fn add(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
 }
 
+/// The bytes that every client of HTTP/2 sends first.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// A stream that counts its bytes, and scans its frames.
 pub(super) struct CountedStream<S> {
     stream: S,
     traffic: Arc<Traffic>,
     frames: FrameScanner,
+    /// The bytes that [`read_preface`](Self::read_preface) has read.
+    ahead: Vec<u8>,
 }
 
 impl<S: Metered> CountedStream<S> {
@@ -208,7 +214,23 @@ impl<S: Metered> CountedStream<S> {
             traffic: Arc::clone(stream.traffic()),
             stream,
             frames: FrameScanner::new(),
+            ahead: Vec::new(),
         }
+    }
+
+    /// Waits until the client's preface has arrived, and keeps it for h2. If the client sends other bytes, or no more,
+    /// h2 gets the bytes so far, and then sees the reason itself.
+    pub(super) async fn read_preface(&mut self) {
+        let mut bytes = [0; PREFACE.len()];
+        let mut buf = ReadBuf::new(&mut bytes);
+        while buf.remaining() > 0 && PREFACE.starts_with(buf.filled()) {
+            let before = buf.filled().len();
+            let read = poll_fn(|cx| self.stream.poll_plaintext(cx, &mut buf)).await;
+            if read.is_err() || buf.filled().len() == before {
+                break;
+            }
+        }
+        self.ahead = buf.filled().to_vec();
     }
 }
 
@@ -221,7 +243,14 @@ impl<S: Metered> AsyncRead for CountedStream<S> {
             return Poll::Pending;
         }
         let before = buf.filled().len();
-        ready!(this.stream.poll_plaintext(cx, buf))?;
+        if this.ahead.is_empty() {
+            ready!(this.stream.poll_plaintext(cx, buf))?;
+        } else {
+            // h2 reads with larger buffers.
+            let taken = this.ahead.len().min(buf.remaining());
+            buf.put_slice(&this.ahead[..taken]);
+            this.ahead.drain(..taken);
+        }
         let read = buf.filled().len() - before;
         let passed = this.frames.scan(&buf.filled()[before..]);
         this.traffic.has_received(passed, this.frames.found());

@@ -11,7 +11,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio_rustls::server::TlsStream;
 
-use crate::http2::records::RecordScanner;
+use crate::http2::handshake_input::HandshakeInput;
+use crate::http2::records::{RecordScanner, Records};
 use crate::http2::socket::{SentBytes, Transport};
 use crate::http2::traffic::Traffic;
 use crate::limits::{INPUT_PER_WORK, RECORD_WORK};
@@ -37,6 +38,8 @@ pub(super) struct WireStream<S> {
     traffic: Arc<Traffic>,
     /// `None` for plaintext.
     records: Option<RecordScanner>,
+    /// The input of TLS's handshake, until rustls has it.
+    handshake: Option<Box<HandshakeInput>>,
 }
 
 impl<S: Transport> WireStream<S> {
@@ -45,7 +48,73 @@ impl<S: Transport> WireStream<S> {
             stream: stream.take(0),
             traffic: Arc::default(),
             records: is_tls.then(RecordScanner::new),
+            handshake: None,
         }
+    }
+
+    /// Lets rustls have the input of its handshake only in turns.
+    pub(super) fn begin_handshake(&mut self, input: HandshakeInput) {
+        self.handshake = Some(Box::new(input));
+    }
+
+    /// Ends [`begin_handshake`](Self::begin_handshake), and the charge of the handshake.
+    pub(super) fn end_handshake(&mut self) {
+        if let Some(input) = &mut self.handshake {
+            input.end();
+        }
+        drop(self.handshake.take_if(|input| input.is_over()));
+    }
+
+    fn poll_wire(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let allowance = match self.traffic.begin_read() {
+            0 => return Poll::Pending,
+            allowance => allowance as u64,
+        };
+        if let Some(records) = &mut self.records
+            && records.is_flooded(self.traffic.opened_records())
+        {
+            self.traffic.report_flood();
+            return Poll::Pending;
+        }
+        self.stream.set_limit(allowance);
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let read = &buf.filled()[before..];
+        let records = self.records.as_mut().map_or(0, |records| records.scan(read));
+        self.traffic
+            .has_read(read.len() + records * RECORD_WORK * INPUT_PER_WORK);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads during the handshake, and takes the rest of the handshake's input afterwards.
+    #[cold]
+    fn poll_handshake(
+        &mut self,
+        mut input: Box<HandshakeInput>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if input.is_empty() {
+            let scanned = |this: &Self| this.records.as_ref().map(RecordScanner::scanned);
+            let read = input.poll_read(|buf| {
+                let before = scanned(self);
+                ready!(self.poll_wire(cx, buf))?;
+                let new = before.zip(scanned(self)).map(|(before, now)| Records {
+                    all: now.all - before.all,
+                    plain: now.plain - before.plain,
+                });
+                Poll::Ready(Ok(new.unwrap_or_default()))
+            });
+            if !matches!(read, Poll::Ready(Ok(1..))) {
+                self.handshake = Some(input);
+                return read.map_ok(drop);
+            }
+        }
+        let taken = input.poll_take(cx, buf);
+        if !input.is_over() {
+            self.handshake = Some(input);
+        }
+        taken.map(Ok)
     }
 }
 
@@ -95,25 +164,12 @@ impl<S: Transport> Metered for TlsStream<WireStream<S>> {
 
 impl<S: Transport> AsyncRead for WireStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let allowance = match this.traffic.begin_read() {
-            0 => return Poll::Pending,
-            allowance => allowance as u64,
-        };
-        if let Some(records) = &mut this.records
-            && records.is_flooded(this.traffic.opened_records())
+        if self.handshake.is_some()
+            && let Some(input) = self.handshake.take()
         {
-            this.traffic.report_flood();
-            return Poll::Pending;
+            return self.poll_handshake(input, cx, buf);
         }
-        this.stream.set_limit(allowance);
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        let read = &buf.filled()[before..];
-        let records = this.records.as_mut().map_or(0, |records| records.scan(read));
-        this.traffic
-            .has_read(read.len() + records * RECORD_WORK * INPUT_PER_WORK);
-        Poll::Ready(Ok(()))
+        self.poll_wire(cx, buf)
     }
 }
 

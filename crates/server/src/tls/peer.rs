@@ -54,6 +54,11 @@ impl Handshake {
         Arc::clone(self.now.config())
     }
 
+    /// Reports whether the handshake asks for the client's certificate.
+    pub(crate) fn verifies_clients(&self) -> bool {
+        self.now.client_ca().is_some()
+    }
+
     /// Returns the client after the handshake, with the chain that the client has sent and rustls has verified.
     pub(crate) fn done(self, chain: Option<&[CertificateDer<'static>]>) -> Peer {
         match (self.now.client_ca(), chain) {
