@@ -35,8 +35,8 @@ use crate::http2::rate_guard::RateGuard;
 use crate::http2::stream_memory::StreamMemory;
 use crate::http2::traffic::Traffic;
 use crate::limits::{
-    CANCELLED_CALLS, CANCELLED_CALLS_PER_SECOND, CONNECTION_WINDOW, IDLE_BYTES, INPUT_PER_WORK,
-    LARGE_CONNECTION_WINDOW, MAKE_ROOM_INTERVAL, MAX_UNSENT_FRAMES, SMALL_REPLY_SIZE, STREAMS_PER_WORK,
+    CANCELLED_CALLS, CANCELLED_CALLS_PER_SECOND, CONNECTION_WINDOW, FRAMES_PER_STREAM, IDLE_BYTES, INPUT_PER_WORK,
+    LARGE_CONNECTION_WINDOW, MAKE_ROOM_INTERVAL, MAX_UNSENT_FRAMES, READ_BUFFER, SMALL_REPLY_SIZE, STREAMS_PER_WORK,
 };
 use crate::log::peer::OfPeer;
 use crate::memory::Charge;
@@ -227,6 +227,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                         true => None,
                         false => self.held.poll(cx, &self.traffic, !self.received.is_empty(), free),
                     };
+                    let unread = self.traffic.unread().cost() / READ_BUFFER;
+                    self.streams.open(unread / FRAMES_PER_STREAM);
                     match ended {
                         Some(End::Late) => _ = self.router.refusals().refuse(refusal::Reason::FrameFlood),
                         Some(End::Drain) => self.must_drain = true,
@@ -595,9 +597,11 @@ mod tests {
     use crate::http2::served::Served;
     use crate::limits::{CONTROL_FRAMES, MAX_CONCURRENT_STREAMS};
 
+    const DATA: u8 = 0;
     const HEADERS: u8 = 1;
     const SETTINGS: u8 = 4;
     const GOAWAY: u8 = 7;
+    const END_STREAM: u8 = 1;
     const END_HEADERS: u8 = 4;
     const ACK: u8 = 1;
 
@@ -617,6 +621,46 @@ mod tests {
                 .collect();
             self.send(&heads).await;
         }
+    }
+
+    /// Begins a call without the end of its request, and waits for the whole reply.
+    async fn call_without_end(served: &mut Served<DuplexStream>, stream: u32) {
+        let head = b"\x83\x86\x04\x0e/Counting/Call\x0f\x10\x10application/grpc";
+        let request = frame(HEADERS, END_HEADERS, stream, head);
+        served.client.write_all(&request).await.unwrap();
+        loop {
+            let mut head = [0; 9];
+            served
+                .client
+                .read_exact(&mut head)
+                .await
+                .expect("the connection is open");
+            let [l1, l2, l3, kind, flags, of @ ..] = head;
+            let mut payload = vec![0; u32::from_be_bytes([0, l1, l2, l3]) as usize];
+            served
+                .client
+                .read_exact(&mut payload)
+                .await
+                .expect("the connection is open");
+            if (kind, flags & END_STREAM, u32::from_be_bytes(of)) == (HEADERS, END_STREAM, stream) {
+                return;
+            }
+        }
+    }
+
+    /// A client may send messages until it sees that the server has ended the stream.
+    #[tokio::test]
+    async fn many_late_messages_do_not_end_the_connection() {
+        const LATE: usize = 100;
+        let handler = Handler::Streaming(Arc::new(|_, _, _| Box::pin(async { Response::new(Body::empty()) })));
+        let mut served = Served::plaintext(1024 * 1024, handler, 1 << 30).await;
+        for stream in (1..).step_by(2).take(10) {
+            call_without_end(&mut served, stream).await;
+            let late = frame(DATA, 0, stream, &[0; 5]).repeat(LATE);
+            served.client.write_all(&late).await.unwrap();
+        }
+        call_without_end(&mut served, 101).await;
+        assert_eq!(served.refused(), []);
     }
 
     /// Returns the errors of the GOAWAY frames that a server has sent, and the number of its acknowledgements of

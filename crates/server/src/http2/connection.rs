@@ -444,8 +444,7 @@ fn builder() -> h2::server::Builder {
         .max_pending_accept_reset_streams(limits::MAX_PENDING_ACCEPT_RESETS)
         .initial_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
-        // The default follows the window.
-        .data_frame_budget(limits::LARGE_CONNECTION_WINDOW as usize / 2)
+        .data_frame_budget(limits::DATA_FRAME_BUDGET)
         .max_frame_size(limits::MAX_FRAME_SIZE)
         .max_send_buffer_size(limits::MAX_SEND_BUFFER);
     builder
@@ -469,6 +468,7 @@ pub(crate) mod tests {
     use crate::auth::Access;
     use crate::grpc::handler::{Handler, ImmediateHandler, StreamContext, encoded_stream};
     use crate::grpc::method::{Method, MethodTable};
+    use crate::grpc::unread::frame_cost;
     use crate::http2::served::Served;
     use crate::http2::socket::SentBytes;
     use crate::quota::{ClientKey, Quotas};
@@ -1412,13 +1412,14 @@ pub(crate) mod tests {
                 streams.push((response, stream));
                 settle().await;
             }
-            let mut taken = 0;
+            let (mut taken, mut cost) = (0, 0);
             for (_, stream) in &mut streams {
                 stream.reserve_capacity(large);
                 settle().await;
                 while stream.capacity() > 0 {
                     let part = stream.capacity().min(1000);
                     taken += part;
+                    cost += frame_cost(part);
                     stream.send_data(vec![0; part].into(), false).unwrap();
                     settle().await;
                 }
@@ -1426,7 +1427,9 @@ pub(crate) mod tests {
             assert!(taken.abs_diff(sent) <= 1, "{taken} of {sent}");
             // A window without the first step, and the heads of the frames.
             let unread = (window - limits::UNREAD_STEP + 1).next_multiple_of(limits::UNREAD_STEP);
-            let charged = STREAMS * limits::CALL_MEMORY + unread;
+            let frames = cost / limits::READ_BUFFER / limits::FRAMES_PER_STREAM;
+            let frames = frames.saturating_sub(limits::SMALL_CONNECTION_CALLS) * limits::STREAM_MEMORY;
+            let charged = STREAMS * limits::CALL_MEMORY + unread + frames;
             assert_eq!(memory.used(), charged + sent - window);
         }
     }

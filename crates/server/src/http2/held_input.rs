@@ -199,7 +199,10 @@ mod tests {
     use crate::grpc::request::RequestBody;
     use crate::http2::connection::tests::{frame, settle};
     use crate::http2::served::Served;
-    use crate::limits::{CALL_MEMORY, MEMORY_PER_FIELD_BYTE, READ_BUFFER, STREAM_WINDOW};
+    use crate::limits::{
+        CALL_MEMORY, FRAMES_PER_STREAM, MEMORY_PER_FIELD_BYTE, READ_BUFFER, SMALL_CONNECTION_CALLS, STREAM_MEMORY,
+        STREAM_WINDOW,
+    };
     use crate::quota::ClientQuota;
     use crate::refusal::Reason;
 
@@ -403,6 +406,24 @@ mod tests {
         let more = crate::limits::STREAM_MEMORY * (CALLS as usize - crate::limits::SMALL_CONNECTION_CALLS);
         let window = (crate::limits::LARGE_CONNECTION_WINDOW - crate::limits::CONNECTION_WINDOW) as usize;
         assert_eq!(served.memory.used(), streams + more + window);
+    }
+
+    /// h2 keeps a slot of its slabs for each frame, however small the frame is, and keeps the slots afterwards.
+    #[tokio::test(start_paused = true)]
+    async fn many_tiny_frames_are_charged_as_streams() {
+        const FRAMES: usize = 1_000;
+        let (mut served, may_read) = served(1 << 30).await;
+        served.exchange(&frame(HEADERS, END_HEADERS, 1, HEAD)).await;
+        let frames = frame(DATA, 0, 1, &[0]).repeat(FRAMES);
+        assert!(frames.len() < UNREAD_STEP);
+        served.exchange(&frames).await;
+        let streams = FRAMES / FRAMES_PER_STREAM - SMALL_CONNECTION_CALLS;
+        assert_eq!(served.memory.used(), CALL_MEMORY + streams * STREAM_MEMORY);
+        may_read.add_permits(FRAMES);
+        settle().await;
+        served.exchange(&frame(PRIORITY, 0, 1, &[0; 5])).await;
+        assert_eq!(served.memory.used(), CALL_MEMORY + streams * STREAM_MEMORY);
+        assert_eq!(served.refused(), []);
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,11 @@
 //! had at one time, and never shrinks. After 256 calls at one time, the slabs take some 530 kB. So the server charges a
 //! connection for the most calls that it has had at one time. The server drains the connection after it has been idle
 //! for a while. `docs/memory.md` has the figures.
+//!
+//! The frames of DATA that no call has read are received events, too. [`FRAMES_PER_STREAM`] of them count as a call.
 
+#[cfg(doc)]
+use crate::limits::FRAMES_PER_STREAM;
 use crate::limits::{SMALL_CONNECTION_CALLS, STREAM_MEMORY};
 use crate::memory::Charge;
 
