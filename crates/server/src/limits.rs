@@ -344,8 +344,8 @@ pub const READ_BUFFER: usize = 8 * 1024;
 /// Bytes by which all tiny frames of DATA of one connection may be shorter than 256 bytes. Large frames offset tiny
 /// frames. Stops floods of tiny frames, for which h2 keeps much more than their bytes.
 ///
-/// h2 does not count a frame that a call has read, but counts a frame of a stream that the server has ended. So a client
-/// may send some 2,000 tiny messages too late before its connection ends.
+/// h2 does not count a frame that a call has read, but counts a frame of a stream that the server has ended. So a
+/// client may send some 2,000 tiny messages too late before its connection ends.
 pub const DATA_FRAME_BUDGET: usize = 512 * 1024;
 
 /// Frames of DATA that no call has read that take as much of h2's memory as a stream ([`STREAM_MEMORY`]). h2 keeps this
