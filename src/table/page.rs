@@ -7,6 +7,7 @@
 //! removed.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -190,6 +191,14 @@ const MOST_AHEAD: usize = 1 << 10;
 /// anyway.
 const LEAST_AHEAD: usize = 13;
 
+/// Whether a page takes a node, and whether the page ends after the node.
+fn taken(kept: ControlFlow<bool, bool>) -> (bool, bool) {
+    match kept {
+        ControlFlow::Continue(takes) => (takes, false),
+        ControlFlow::Break(takes) => (takes, true),
+    }
+}
+
 /// # Pages
 impl RouteTable {
     /// The number of parts of the nodes: 256.
@@ -290,18 +299,66 @@ impl RouteTable {
         most: usize,
         mut keep: impl FnMut(&NodeId, &[Route]) -> bool,
     ) -> NodePage {
+        self.page(from, most, |node, routes| ControlFlow::Continue(keep(node, routes)))
+    }
+
+    /// [`nodes_page`](Self::nodes_page) until `keep` returns [`Break`](ControlFlow::Break). `Continue` and `Break` hold
+    /// whether the page takes the node. After `Break`, the page ends. The next page starts with the next node.
+    ///
+    /// So a caller can bound how many nodes one call reads while few of them match. The call may have copied more nodes
+    /// than `keep` has seen, and the next call copies them again: up to twice as many, or the rest of `most` nodes. So
+    /// a caller whose `keep` returns `Break` after some nodes passes at most that number as `most`.
+    ///
+    /// ```
+    /// # use std::ops::ControlFlow;
+    /// # use nodetracker::{NodeCursor, Proxy, RouteTable};
+    /// # let table = RouteTable::new();
+    /// # let proxy = table.register_proxy(&Proxy { id: "proxy-1", cluster_name: "main", addr: "10.0.0.1:3080" })?;
+    /// # for name in ["node-1", "node-2", "node-3"] {
+    /// #     table.add_node(&name.parse()?, proxy)?;
+    /// # }
+    /// // Reads two nodes at most, whether or not they match.
+    /// let mut read = 0;
+    /// let page = table.try_nodes_page(&NodeCursor::default(), 2, |node, _routes| {
+    ///     read += 1;
+    ///     let takes = node.to_string() == "node-1";
+    ///     if read < 2 { ControlFlow::Continue(takes) } else { ControlFlow::Break(takes) }
+    /// });
+    /// assert!(read == 2 && page.nodes.len() <= 1 && page.next.is_some());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn try_nodes_page(
+        &self,
+        from: &NodeCursor,
+        most: usize,
+        keep: impl FnMut(&NodeId, &[Route]) -> ControlFlow<bool, bool>,
+    ) -> NodePage {
+        // A copy of `usize::MAX` keys is not sorted, so no place is in its middle.
+        self.page(from, most.min(usize::MAX - 1), keep)
+    }
+
+    fn page(
+        &self,
+        from: &NodeCursor,
+        most: usize,
+        mut keep: impl FnMut(&NodeId, &[Route]) -> ControlFlow<bool, bool>,
+    ) -> NodePage {
         let most = most.max(1);
         let mut nodes: Vec<NodeRoutes> = Vec::new();
         let mut at = from.at.clone();
         if let Some(ahead) = &from.ahead {
             for (passed, node) in (1..).zip(&*ahead.nodes).skip(ahead.passed) {
                 let routes = self.get_proxies(node);
-                if routes.is_empty() || !keep(node, &routes) {
+                if routes.is_empty() {
                     continue;
                 }
-                let node = node.clone();
-                nodes.push(NodeRoutes { node, routes });
-                if nodes.len() == most {
+                let (takes, ends) = taken(keep(node, &routes));
+                if takes {
+                    let node = node.clone();
+                    nodes.push(NodeRoutes { node, routes });
+                }
+                if ends || nodes.len() == most {
                     let next = ahead.cursor_after(passed);
                     return NodePage { nodes, next };
                 }
@@ -322,14 +379,14 @@ impl RouteTable {
             for (node, routes) in copy.nodes() {
                 left -= 1;
                 let routes = self.routes_at(routes);
-                if !keep(node, &routes) {
-                    continue;
+                let (takes, ends) = taken(keep(node, &routes));
+                if takes {
+                    nodes.push(NodeRoutes {
+                        node: node.clone(),
+                        routes,
+                    });
                 }
-                nodes.push(NodeRoutes {
-                    node: node.clone(),
-                    routes,
-                });
-                if nodes.len() == most {
+                if ends || nodes.len() == most {
                     if left == 0 {
                         break 'page copied.next.map(NodeCursor::from);
                     }

@@ -1,6 +1,7 @@
 //! Pages of nodes and proxies, proxies by their ID, and routes with their proxies' details.
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -331,6 +332,44 @@ fn a_page_looks_at_a_bounded_part_of_what_is_not_wanted() {
         // Each once, and in parts that are no shorter than they have to be.
         assert_eq!(looked, nodes.len());
         assert!(pages <= 40, "{pages} pages");
+    }
+}
+
+/// Otherwise the caller could not divide its work, if few nodes match.
+#[test]
+fn a_page_ends_where_its_caller_stops_it() {
+    let table = RouteTable::new();
+    let proxies = register(&table, 1);
+    // UUIDs and names, and shards with several times the nodes of a page.
+    let nodes: HashSet<NodeId> = (0..30_000).map(node).collect();
+    let added: Vec<_> = nodes.iter().cloned().collect();
+    table.add_nodes(&added, proxies[0]).expect("there is room");
+    for (reads, most) in [(1, 1), (7, 3), (100, 100), (2_000, 10), (2_000, usize::MAX)] {
+        for is_text in [false, true] {
+            let (mut seen, mut taken) = (HashSet::new(), HashSet::new());
+            let mut from = Some(NodeCursor::default());
+            while let Some(cursor) = from {
+                let cursor = match is_text {
+                    true => cursor.to_string().parse().expect("it can be read again"),
+                    false => cursor,
+                };
+                let mut read = 0;
+                let page = table.try_nodes_page(&cursor, most, |node, _| {
+                    read += 1;
+                    assert!(seen.insert(node.clone()), "{node} came twice");
+                    let takes = seen.len().is_multiple_of(3);
+                    match read < reads {
+                        true => ControlFlow::Continue(takes),
+                        false => ControlFlow::Break(takes),
+                    }
+                });
+                assert!(read <= reads && page.nodes.len() <= most, "{read} nodes of {reads}");
+                taken.extend(page.nodes.into_iter().map(|found| found.node));
+                from = page.next;
+            }
+            assert!(seen == nodes, "{} of {reads}, {most}", seen.len());
+            assert_eq!(taken.len(), nodes.len() / 3, "{reads}, {most}");
+        }
     }
 }
 
