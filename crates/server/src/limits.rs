@@ -6,6 +6,7 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use nodetracker::MAX_ROUTES_PER_NODE;
 use tracing::warn;
 
 use crate::host;
@@ -109,6 +110,12 @@ pub const COMPARISONS_PER_WORK: usize = 8;
 
 /// The work for a route that is encoded.
 pub const ROUTE_WORK: usize = 1;
+
+/// The work to explain the routes of a node: the texts of each proxy are copied, and its complaints are looked up.
+pub const EXPLAIN_WORK: usize = NODE_WORK + 3 * MAX_ROUTES_PER_NODE * ROUTE_WORK;
+
+/// The work to read the figures of all shards.
+pub const STATS_WORK: usize = 500;
 
 /// Bytes of a request or a reply that cost as much as a route.
 pub const BYTES_PER_WORK: usize = 64;
@@ -246,9 +253,12 @@ pub const MAX_UNSENT_FRAMES: usize = 2;
 /// Elements in one page of a list.
 pub const MAX_PAGE_SIZE: usize = 1000;
 
-/// Pages of the table, of some 16,000 slots each, that one page of nodes may read. Bounds the cost of one call. If few
+/// Pages of the table, of [`TABLE_PAGE_SLOTS`] each, that one page of nodes may read. Bounds the cost of one call. If few
 /// nodes match, the page is short.
 pub const MAX_TABLE_PAGES: usize = 16;
+
+/// About how many slots a page of the table reads, however few nodes it has.
+pub const TABLE_PAGE_SLOTS: usize = 16_000;
 
 /// The latest complaints about routes that are kept. Each takes up to a kilobyte, mostly some hundred bytes.
 pub const COMPLAINTS: usize = 4096;

@@ -24,6 +24,10 @@
 //! most one task in the queue, and its other tasks wait for this task. So a connection with 256 batches gets no more
 //! turns than a connection with one batch. Besides that task, the connection itself may wait with its small calls.
 //!
+//! A task takes a turn before the work, because a client may cancel its call after the work. If the work is unknown
+//! before, the task [pays](Turns::pay) for the rest at once: the rest takes the client's next turns, even if the call
+//! ends.
+//!
 //! A message of a session is one piece of work, however large. So the session first waits for a turn, and then decodes
 //! and handles the message. Responses of services of other crates take a turn for each message.
 //!
@@ -246,6 +250,35 @@ impl Turns {
         let _ = self.worker.enqueue(self.client, work).await;
     }
 
+    /// Counts work that was done without a turn, or beyond a turn. What the pass has no time for takes the next turns of
+    /// the client, also if the returned future is dropped. Waits for these turns.
+    pub(crate) async fn pay(&self, work: usize) {
+        let mut rest = {
+            let mut pass = self.worker.lock();
+            let now = work.min(WORK_PER_PASS.saturating_sub(pass.spent));
+            pass.spent += now;
+            work - now
+        };
+        let mut turns = Vec::new();
+        while rest > 0 {
+            // A pass grants turns until its work is used up, and forgets by how much the last turn exceeds its work.
+            let turn = rest.min(WORK_PER_PASS);
+            turns.push(self.worker.enqueue(self.client, turn));
+            rest -= turn;
+        }
+        if turns.is_empty() {
+            return;
+        }
+        // Otherwise a client that cancels its call would pay nothing: a turn that nobody waits for is not counted.
+        let paid = tokio::spawn(async move {
+            for turn in turns {
+                // An error means that the runtime stops.
+                let _ = turn.await;
+            }
+        });
+        let _ = paid.await;
+    }
+
     /// Waits until fewer than [`LARGE_CALLS`] calls of the worker build a large reply. So the memory for replies that
     /// are being built does not grow with the number of calls. `None` means that the runtime stops.
     pub(crate) async fn large_reply(&self) -> Option<Permit> {
@@ -357,7 +390,8 @@ pub(crate) struct SmallCalls {
 /// Divides the nodes of a call into parts, of one turn each.
 ///
 /// The work for a node is unknown until its routes are read. So a part assumes as much work for each node as the
-/// previous part had, and the first part assumes the most.
+/// previous part had, and the first part assumes the most. A client may order its nodes against that rule. So a part
+/// also ends once its work [is enough](Self::is_enough).
 #[derive(Debug)]
 pub(crate) struct Parts {
     work_per_node: usize,
@@ -375,28 +409,23 @@ impl Parts {
         (WORK_PER_PART / self.work_per_node).max(1)
     }
 
+    /// Reports whether a part that has done this work has to end before the next node.
+    pub(crate) fn is_enough(work: usize) -> bool {
+        work >= WORK_PER_PART
+    }
+
     /// Records how much work a part with this many nodes was.
     pub(crate) fn done(&mut self, nodes: usize, work: usize) {
         self.work_per_node = (work / nodes.max(1)).max(1);
-    }
-
-    /// Waits for the turns that a part should have taken: the part has taken a turn of [`WORK_PER_PART`], and has done
-    /// `work`.
-    pub(crate) async fn pay_rest(turns: &Turns, work: usize) {
-        let mut rest = work.saturating_sub(WORK_PER_PART);
-        while rest > 0 {
-            // A pass grants turns until its work is used up, and forgets by how much the last turn exceeds its work.
-            let turn = rest.min(WORK_PER_PASS);
-            turns.take(turn).await;
-            rest -= turn;
-        }
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use std::cell::RefCell;
+    use std::pin::pin;
     use std::rc::Rc;
+    use std::task::{Context, Waker};
 
     use tokio::task::{LocalSet, spawn_local};
 
@@ -765,6 +794,28 @@ pub(crate) mod tests {
         assert_eq!(worker.lock().waiting.len(), 1);
         live.await.unwrap();
         assert_eq!(worker.lock().waiting.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_cancels_a_call_has_paid_for_what_the_call_has_done() {
+        let worker = Arc::<WorkerTurns>::default();
+        let [client, other] = [1, 2].map(|client| Turns::new(Arc::clone(&worker), ClientKey::V6(client)));
+        client.take(WORK_PER_PART).await;
+        {
+            let mut pay = pin!(client.pay(4 * WORK_PER_PASS));
+            assert!(pay.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+        assert_eq!(worker.spent(), WORK_PER_PASS);
+        let next = tokio::spawn(async move { client.take(1).await });
+        let others = tokio::spawn(async move { other.take(1).await });
+        let (mut passes, mut before) = (0, 0);
+        while !next.is_finished() {
+            yield_now().await;
+            passes += 1;
+            before += usize::from(!others.is_finished());
+        }
+        assert!(passes >= 4, "{passes}");
+        assert!(before <= 3, "the other client has waited for {before} passes");
     }
 
     #[tokio::test]

@@ -1,12 +1,14 @@
 //! `AdminService`: listings, explanations, statistics, the removal of a proxy, the log level, and the stop of the
 //! tracker, for operators.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use nodetracker::{
-    ExpiryHold, HoldCause, MAX_ROUTES_PER_NODE, NodeCursor, ProxyCursor, ProxyDetails, RouteTable, Verdict,
+    ExpiryHold, HoldCause, MAX_ROUTES_PER_NODE, MemoryUse, NodeCursor, NodePage, ProxyCursor, ProxyDetails, ProxyRef,
+    RouteTable, Stats, Verdict,
 };
 use nodetracker_proto::v1;
 use tonic::Status;
@@ -15,7 +17,9 @@ use tracing::{Level, enabled, warn};
 use crate::convert::encode::{self, MAX_NODE_SIZE, RoutesEncoder};
 use crate::convert::parse;
 use crate::grpc::handler::CallContext;
-use crate::limits::{MAX_PAGE_SIZE, MAX_REPLY_SIZE, MAX_TABLE_PAGES, NODE_WORK, ROUTE_WORK};
+use crate::limits::{
+    EXPLAIN_WORK, MAX_PAGE_SIZE, MAX_REPLY_SIZE, MAX_TABLE_PAGES, NODE_WORK, ROUTE_WORK, STATS_WORK, TABLE_PAGE_SLOTS,
+};
 use crate::log::{self, peer};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::page_token::PageTokens;
@@ -109,29 +113,23 @@ impl Admin {
         };
         let mut page = RoutesEncoder::new(&self.table, 0);
         let mut parts = Parts::new(NODE_WORK + MAX_ROUTES_PER_NODE * ROUTE_WORK);
-        let mut short_parts = 0;
+        let mut slots = 0;
         let next = loop {
             // A node more never exceeds the limit.
             let room = (MAX_REPLY_SIZE - page.size()) / MAX_NODE_SIZE;
             let part = parts.next(&context.turns).await;
             let asked = room.min(part).min(most - page.nodes());
-            let (mut read, mut work) = (0, 0);
-            let part = self.table.nodes_page(&from, asked, |_, routes| {
-                read += 1;
-                work += NODE_WORK + routes.len() * ROUTE_WORK;
-                wanted.is_none_or(|wanted| routes.iter().any(|route| route.proxy == wanted))
-            });
-            part.nodes
+            let part = NodesPart::read(&self.table, &from, asked, wanted);
+            part.page
+                .nodes
                 .iter()
                 .for_each(|node| page.push_node(&node.node, &node.routes));
-            parts.done(read, work);
-            // If few nodes have a route of the proxy, the table reads many nodes for each that it returns.
-            Parts::pay_rest(&context.turns, work).await;
+            parts.done(part.read, part.work);
             context.reply.grow_in_turn(page.size(), &context.turns).await?;
-            short_parts += usize::from(part.nodes.len() < asked);
+            slots += part.slots;
             let has_room = page.nodes() < most && page.size() + MAX_NODE_SIZE <= MAX_REPLY_SIZE;
-            match part.next {
-                Some(next) if has_room && short_parts < MAX_TABLE_PAGES => from = next,
+            match part.page.next {
+                Some(next) if has_room && slots < MAX_TABLE_PAGES * TABLE_PAGE_SLOTS => from = next,
                 next => break next,
             }
         };
@@ -141,9 +139,10 @@ impl Admin {
     pub(crate) async fn explain(
         &self,
         request: v1::ExplainRequest,
-        _: &mut CallContext,
+        context: &mut CallContext,
     ) -> Result<v1::ExplainResponse, Status> {
         let node = parse::node(request.node)?;
+        context.turns.take(EXPLAIN_WORK).await;
         let keep_alive = self.table.keep_alive();
         let complaint = |proxy: &ProxyDetails| {
             let complaint = self.statistics.complaints.get(&node, proxy.id(), keep_alive)?;
@@ -167,8 +166,14 @@ impl Admin {
         })
     }
 
-    pub(crate) async fn stats(&self, _: v1::StatsRequest, _: &mut CallContext) -> Result<v1::StatsResponse, Status> {
-        let stats = self.table.stats();
+    pub(crate) async fn stats(
+        &self,
+        _: v1::StatsRequest,
+        context: &mut CallContext,
+    ) -> Result<v1::StatsResponse, Status> {
+        context.turns.take(STATS_WORK).await;
+        // Each reads a part of all shards, so each is called once.
+        let (stats, memory_use) = (self.table.stats(), self.table.memory_use());
         let Statistics {
             watches,
             sessions,
@@ -201,12 +206,15 @@ impl Admin {
             expiry_hold_left: stats.expiry_hold.map(|hold| encode::duration(hold.left)),
             refusals: refusals.collect(),
             snapshots: self.statistics.snapshots.as_deref().map(snapshot_stats),
-            resources: Resource::ALL.iter().map(|&resource| self.resource(resource)).collect(),
+            resources: Resource::ALL
+                .iter()
+                .map(|&resource| self.resource(resource, &stats, &memory_use))
+                .collect(),
         })
     }
 
-    fn resource(&self, resource: Resource) -> v1::ResourceUse {
-        let usage = self.statistics.usage(resource);
+    fn resource(&self, resource: Resource, stats: &Stats, memory_use: &MemoryUse) -> v1::ResourceUse {
+        let usage = self.statistics.usage(resource, stats, memory_use);
         let or_zero = |limit: Option<usize>| limit.map_or(0, |limit| limit as u64);
         v1::ResourceUse {
             resource: resource.name().into(),
@@ -267,6 +275,41 @@ impl Admin {
     }
 }
 
+/// The nodes that a list reads in one turn.
+struct NodesPart {
+    page: NodePage,
+    /// The nodes that were read. Few of them may be on the page.
+    read: usize,
+    work: usize,
+    /// About how many slots of the table were read.
+    slots: usize,
+}
+
+impl NodesPart {
+    /// Reads nodes, up to `most` nodes with a route through `wanted`, or with any route. Stops once the work
+    /// [is enough](Parts::is_enough): if few nodes have a route of the proxy, the table reads many nodes for each that
+    /// it returns.
+    fn read(table: &RouteTable, from: &NodeCursor, most: usize, wanted: Option<ProxyRef>) -> Self {
+        let (mut read, mut work) = (0, 0);
+        let page = table.try_nodes_page(from, most, |_, routes| {
+            read += 1;
+            work += NODE_WORK + routes.len() * ROUTE_WORK;
+            let takes = wanted.is_none_or(|wanted| routes.iter().any(|route| route.proxy == wanted));
+            match Parts::is_enough(work) {
+                false => ControlFlow::Continue(takes),
+                true => ControlFlow::Break(takes),
+            }
+        });
+        let is_short = page.nodes.len() < most.max(1) && !Parts::is_enough(work);
+        Self {
+            page,
+            read,
+            work,
+            slots: if is_short { TABLE_PAGE_SLOTS } else { read },
+        }
+    }
+}
+
 fn invalid(field: &str, reason: String) -> Status {
     Status::invalid_argument(format!("{field}: {reason}"))
 }
@@ -322,7 +365,7 @@ mod tests {
     use crate::grpc::frame::PREFIX;
     use crate::grpc::handler::Handler;
     use crate::grpc::send_budget::SendBudget;
-    use crate::limits::WORK_PER_PASS;
+    use crate::limits::{WORK_PER_PART, WORK_PER_PASS};
     use crate::rpc::methods::methods_of;
     use crate::turns::Turns;
 
@@ -365,5 +408,66 @@ mod tests {
         assert_eq!((page.nodes.len(), &*page.next_page_token), (1, ""));
         // Each pass begins at most one part beyond its work.
         assert!(passes >= NODES * NODE_WORK / WORK_PER_PASS / 2, "{passes} passes");
+    }
+
+    /// Otherwise one turn would read up to 16,000 nodes, and a client that cancels its call then would not pay for them.
+    #[test]
+    fn a_list_reads_as_many_nodes_at_a_time_as_its_turn_pays_for() {
+        const NODES: usize = 5_000;
+        let table = RouteTable::new();
+        let [wanted, other] = ["wanted", "other"].map(|id| {
+            let proxy = Proxy {
+                id,
+                cluster_name: "",
+                addr: "proxy:1",
+            };
+            table.register_proxy(&proxy).expect("there is room")
+        });
+        for number in 0..NODES {
+            let node = format!("node-{number}").parse().expect("a name");
+            let proxy = if number % 1_000 == 0 { wanted } else { other };
+            table.add_node(&node, proxy).expect("there is room");
+        }
+        for most in [1, 7, 125, 1_000] {
+            let (mut read, mut found, mut slots) = (0, 0, 0);
+            let mut from = Some(NodeCursor::default());
+            while let Some(cursor) = from {
+                let part = NodesPart::read(&table, &cursor, most, Some(wanted));
+                assert!(part.work < WORK_PER_PART + NODE_WORK + ROUTE_WORK, "{}", part.work);
+                assert_eq!(part.work, part.read * (NODE_WORK + ROUTE_WORK));
+                (read, found, slots) = (read + part.read, found + part.page.nodes.len(), slots + part.slots);
+                from = part.page.next;
+            }
+            assert_eq!((read, found), (NODES, NODES / 1_000));
+            // Only the last part, which ends with the table, may count as a whole page of the table.
+            assert!(slots <= NODES + TABLE_PAGE_SLOTS, "{slots}");
+        }
+    }
+
+    #[tokio::test]
+    async fn calls_that_read_much_of_the_table_have_their_price() {
+        let methods = methods_of(Arc::new(RouteTable::new()));
+        let node = v1::NodeId {
+            id: Some(v1::node_id::Id::Name("node".into())),
+        };
+        let explain = v1::ExplainRequest { node: Some(node) };
+        let calls = [
+            ("Stats", v1::StatsRequest::default().encode_to_vec(), STATS_WORK),
+            ("Explain", explain.encode_to_vec(), EXPLAIN_WORK),
+        ];
+        for (name, request, work) in calls {
+            let number = methods.find(&format!("/nodetracker.v1.AdminService/{name}"));
+            let Handler::Unary(handler) = &methods.rows()[number.expect("a method")].handler else {
+                panic!("{name} has another handler");
+            };
+            let worker = Arc::default();
+            let context = CallContext {
+                caller: Arc::new(Caller::unrestricted()),
+                turns: Turns::of_one_client(Arc::clone(&worker)),
+                reply: SendBudget::default().try_reserve().expect("all is free"),
+            };
+            handler(request.into(), context).await.expect("a reply");
+            assert_eq!(worker.spent(), work, "{name}");
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! The resources that clients use up: how much is in use, and the limits. `AdminService.Stats` and the metrics report
 //! them, and `docs/limits.md` lists them.
 
+use nodetracker::{MemoryUse, Stats};
+
 use crate::named::named;
 use crate::rpc::statistics::Statistics;
 
@@ -39,8 +41,8 @@ pub(crate) struct Usage {
 }
 
 impl Statistics {
-    /// Returns the use of a resource and its limits.
-    pub(crate) fn usage(&self, resource: Resource) -> Usage {
+    /// Returns the use of a resource and its limits. The figures of the table are read once for all resources.
+    pub(crate) fn usage(&self, resource: Resource, stats: &Stats, memory_use: &MemoryUse) -> Usage {
         let (table, limits, shares) = (self.table.limits(), &self.limits, &self.shares);
         let (used, limit, client_limit) = match resource {
             Resource::Connections => (
@@ -56,14 +58,10 @@ impl Statistics {
                 Some(shares.watched_size),
             ),
             Resource::Sessions => (self.sessions.count(), table.proxies, table.proxies_per_client),
-            Resource::Routes => (self.table.len(), table.routes, table.routes_per_client),
-            Resource::Proxies => (self.table.stats().proxies, table.proxies, table.proxies_per_client),
-            Resource::Incarnations => (
-                self.table.stats().incarnations,
-                table.incarnations,
-                table.incarnations_per_client,
-            ),
-            Resource::Text => (self.table.memory_use().strings, table.text_bytes, None),
+            Resource::Routes => (stats.routes, table.routes, table.routes_per_client),
+            Resource::Proxies => (stats.proxies, table.proxies, table.proxies_per_client),
+            Resource::Incarnations => (stats.incarnations, table.incarnations, table.incarnations_per_client),
+            Resource::Text => (memory_use.strings, table.text_bytes, None),
         };
         let some = |most: usize| (most != usize::MAX).then_some(most);
         Usage {

@@ -96,14 +96,17 @@ impl Routes {
         let mut rest = &*nodes;
         while !rest.is_empty() {
             let part = rest.len().min(parts.next(&context.turns).await);
-            let (part, after) = rest.split_at(part);
-            rest = after;
-            let mut work = 0;
-            for routes in self.table.get_proxies_batch(part) {
+            let (mut read, mut work) = (0, 0);
+            for routes in self.table.get_proxies_batch(&rest[..part]) {
                 response.push(&routes);
+                read += 1;
                 work += NODE_WORK + routes.len() * ROUTE_WORK;
+                if Parts::is_enough(work) {
+                    break;
+                }
             }
-            parts.done(part.len(), work);
+            rest = &rest[read..];
+            parts.done(read, work);
             let size = response.size();
             if size > MAX_REPLY_SIZE {
                 return Err(self.refusals.refuse(Reason::ReplySize).status(format!(
@@ -160,17 +163,88 @@ impl Routes {
     ) -> Result<v1::ReportUnreachableResponse, Status> {
         let (request, own) = request.for_own_proxy();
         let node = parse::node(request.node)?;
-        parse::proxy_id(&request.proxy_id)?;
+        let proxy_id = parse::proxy_id(&request.proxy_id)?;
         let reporter_id = match own {
             Some(own) => own.to_owned(),
             None => parse::reporter_id(request.reporter_id)?,
         };
-        let routes = self.table.resolve(&node);
-        let is_returned = routes.iter().any(|route| route.details.id() == request.proxy_id);
+        // Without the texts of the routes, which would cost more than the price of a small call.
+        let is_returned = self.table.find_proxy(proxy_id).is_some_and(|proxy| {
+            let routes = self.table.get_proxies(&node);
+            routes.iter().any(|route| route.proxy == proxy)
+        });
         if is_returned {
             let keep_alive = self.table.keep_alive();
             self.complaints.add(node, request.proxy_id, reporter_id, keep_alive);
         }
         Ok(v1::ReportUnreachableResponse { is_returned })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nodetracker::{NodeId, Proxy};
+    use prost::Message;
+    use tokio::task::yield_now;
+
+    use super::*;
+    use crate::auth::Caller;
+    use crate::grpc::frame::PREFIX;
+    use crate::grpc::handler::Handler;
+    use crate::grpc::send_budget::SendBudget;
+    use crate::limits::WORK_PER_PASS;
+    use crate::rpc::methods::methods_of;
+    use crate::turns::Turns;
+
+    /// A part assumes that its nodes have as many routes as the nodes before.
+    #[tokio::test]
+    async fn nodes_with_many_routes_after_nodes_without_routes_have_their_price() {
+        const ROUNDS: usize = 10;
+        let table = Arc::new(RouteTable::new());
+        let heavy: NodeId = "heavy".parse().expect("a name");
+        for number in 0..MAX_ROUTES_PER_NODE {
+            let proxy = Proxy {
+                id: &format!("proxy-{number}"),
+                cluster_name: "",
+                addr: "proxy:1",
+            };
+            table.report_node(&heavy, &proxy).expect("there is room");
+        }
+        let methods = methods_of(table);
+        let number = methods.find("/nodetracker.v1.RouteService/BatchGetProxies");
+        let Handler::Unary(handler) = &methods.rows()[number.expect("a method")].handler else {
+            panic!("BatchGetProxies has another handler");
+        };
+        // As many as the first part has, and then as many as the second part would have.
+        let round = [vec!["absent"; 7], vec!["heavy"; 125]].concat();
+        let nodes = round.repeat(ROUNDS);
+        let request = v1::BatchGetProxiesRequest {
+            nodes: Some(v1::NodeIds {
+                uuids: Vec::new(),
+                names: nodes.iter().map(|&name| name.to_owned()).collect(),
+            }),
+        };
+        let context = CallContext {
+            caller: Arc::new(Caller::unrestricted()),
+            turns: Turns::of_one_client(Arc::default()),
+            reply: SendBudget::default().try_reserve().expect("all is free"),
+        };
+        let batch = tokio::spawn(handler(request.encode_to_vec().into(), context));
+        let mut passes = 0;
+        while !batch.is_finished() {
+            yield_now().await;
+            passes += 1;
+        }
+        let reply = batch.await.expect("no panic").expect("a reply");
+        let reply = v1::BatchGetProxiesResponse::decode(&reply[PREFIX..]).expect("a message");
+        let routes: Vec<_> = reply.nodes.iter().map(|node| node.routes.len()).collect();
+        let expected: Vec<_> = nodes
+            .iter()
+            .map(|&name| if name == "heavy" { MAX_ROUTES_PER_NODE } else { 0 })
+            .collect();
+        assert_eq!(routes, expected);
+        let work = nodes.len() * NODE_WORK + routes.iter().sum::<usize>() * ROUTE_WORK;
+        // Each part may exceed its turn by a node.
+        assert!(passes >= work / WORK_PER_PASS * 3 / 4, "{passes} passes for {work}");
     }
 }

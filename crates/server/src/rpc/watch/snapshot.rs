@@ -23,11 +23,11 @@ use crate::convert::encode::RouteCollector;
 use crate::fair_queue::{FairPermits, Permit};
 use crate::limits::{
     NODE_WORK, ROUTE_WORK, SNAPSHOT_CACHE_CHUNKS, SNAPSHOT_CACHE_SIZE, SNAPSHOT_JOIN_CHANGES, WATCH_MESSAGE_SIZE,
-    WORK_PER_PASS,
+    WORK_PER_PART, WORK_PER_PASS,
 };
 use crate::quota::ClientKey;
 use crate::rpc::watch::{Watches, encode};
-use crate::turns::{Parts, Turns};
+use crate::turns::Turns;
 
 /// Where a chunk starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,8 +149,8 @@ impl SnapshotReader {
     }
 
     /// Returns the next chunk for a watch that is at `place`; `None` at the end of the table. The watch has taken a
-    /// turn for [`WORK_PER_PART`](crate::limits::WORK_PER_PART). If it encodes the chunk, it takes another turn for the
-    /// rest of the work.
+    /// turn for [`WORK_PER_PART`]. If it encodes the chunk, it [pays](Turns::pay) for the rest of the work, even if its
+    /// client cancels it meanwhile.
     pub(super) async fn next(&mut self, place: u64, turns: &Turns) -> Option<Chunk> {
         if self.is_complete {
             return None;
@@ -161,6 +161,8 @@ impl SnapshotReader {
             Some(chunk) => chunk,
             None => {
                 let _permit = snapshots.permit(turns.client()).await;
+                // The watch that had the permit may have used up the pass.
+                turns.take(0).await;
                 // Another watch may have encoded the chunk meanwhile.
                 match snapshots.find(&self.next, place) {
                     Some(chunk) => chunk,
@@ -173,7 +175,7 @@ impl SnapshotReader {
                 }
             }
         };
-        Parts::pay_rest(turns, work).await;
+        turns.pay(work.saturating_sub(WORK_PER_PART)).await;
         self.next.from.clone_from(&chunk.next);
         if chunk.next.is_none() {
             self.next.part = (self.next.part + 1) % RouteTable::PARTS;
@@ -217,7 +219,8 @@ fn read(watches: &Watches, start: &Start) -> (Chunk, usize) {
         let next = watches
             .table
             .nodes_of_part(start.part, start.from.as_ref(), most, |node, routes| {
-                is_full |= collector.size() >= WATCH_MESSAGE_SIZE;
+                // The nodes may have more routes than those of the last chunk.
+                is_full |= collector.size() >= WATCH_MESSAGE_SIZE || work - before >= 2 * WORK_PER_PASS;
                 if is_full {
                     return;
                 }
@@ -251,5 +254,44 @@ fn read(watches: &Watches, start: &Start) -> (Chunk, usize) {
             next,
         };
         return (chunk, work);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nodetracker::{NodeId, Proxy};
+
+    use super::*;
+
+    /// Otherwise one chunk would delay other calls by several passes.
+    #[test]
+    fn a_chunk_of_nodes_with_many_routes_after_nodes_with_few_is_small() {
+        let table = Arc::new(RouteTable::new());
+        let proxies: Vec<_> = (0..MAX_ROUTES_PER_NODE)
+            .map(|number| {
+                let proxy = Proxy {
+                    id: &format!("proxy-{number}"),
+                    cluster_name: "",
+                    addr: "proxy:1",
+                };
+                table.register_proxy(&proxy).expect("there is room")
+            })
+            .collect();
+        let part = table.part_of(&uuid::Uuid::nil().into());
+        let nodes = (0..).map(|number| NodeId::from(uuid::Uuid::from_u128(number)));
+        for node in nodes.filter(|node| table.part_of(node) == part).take(800) {
+            for &proxy in &proxies {
+                table.add_node(&node, proxy).expect("there is room");
+            }
+        }
+        let watches = Watches::without_resume(table);
+        watches
+            .snapshots
+            .work_per_node
+            .store(NODE_WORK + ROUTE_WORK, Ordering::Relaxed);
+        let start = Start { part, from: None };
+        let (chunk, work) = read(&watches, &start);
+        assert!(chunk.next.is_some() && chunk.message.is_some());
+        assert!(work <= 4 * WORK_PER_PASS, "{work}");
     }
 }

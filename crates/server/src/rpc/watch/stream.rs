@@ -18,7 +18,7 @@ use crate::convert::encode::RouteCollector;
 use crate::grpc::handler::StreamContext;
 use crate::limits::{
     BYTES_PER_WORK, CALL_WORK, COMPARISONS_PER_WORK, NODE_WORK, ROUTE_WORK, SMALL_REPLY_SIZE, STREAM_KEEP_ALIVE,
-    WATCH_MESSAGE_SIZE, WORK_PER_PART, WORK_PER_PASS,
+    WORK_PER_PART,
 };
 use crate::memory::OutOfBudget;
 use crate::rpc::watch::change_log::{LogEntry, LostPlace};
@@ -198,9 +198,7 @@ impl Watch {
             }
             Rest::Some(position) => {
                 let place = watches.log.next();
-                let mut work = 0;
-                let message = routes_of(&self.nodes.nodes, position, &watches.table, &mut work);
-                Parts::pay_rest(&self.context.turns, work).await;
+                let message = routes_of(&self.nodes.nodes, position, &watches.table);
                 message.map(|message| (place, message))
             }
         };
@@ -317,14 +315,9 @@ fn lost_place(watches: &Watches) -> Bytes {
     encode(Message::LostPlace(v1::WatchLostPlace {}))
 }
 
-/// Encodes the next watched nodes, all of one part, up to some [`WORK_PER_PASS`], and moves the position. Adds the work
-/// to `work`. Returns `None` at the end, and no message if the nodes have no routes.
-fn routes_of(
-    nodes: &[(usize, NodeId)],
-    position: &mut usize,
-    table: &RouteTable,
-    work: &mut usize,
-) -> Option<Option<Bytes>> {
+/// Encodes the next watched nodes, all of one part, in about [`WORK_PER_PART`], and moves the position. Returns `None`
+/// at the end, and no message if the nodes have no routes.
+fn routes_of(nodes: &[(usize, NodeId)], position: &mut usize, table: &RouteTable) -> Option<Option<Bytes>> {
     let rest = nodes.get(*position..)?;
     let part = rest.first()?.0;
     let mut collector = RouteCollector::new(table);
@@ -332,13 +325,14 @@ fn routes_of(
         part: part as u32,
         ..v1::WatchSnapshot::default()
     };
+    let mut work = 0;
     for (_, node) in rest.iter().take_while(|(of, _)| *of == part) {
-        if collector.size() >= WATCH_MESSAGE_SIZE || *work >= WORK_PER_PASS {
+        if Parts::is_enough(work) {
             break;
         }
         *position += 1;
         let routes = table.get_proxies(node);
-        *work += NODE_WORK + routes.len() * ROUTE_WORK;
+        work += NODE_WORK + routes.len() * ROUTE_WORK;
         let routes = collector.node(node, &routes);
         if !routes.routes.is_empty() {
             message.nodes.push(routes);
@@ -383,7 +377,7 @@ mod tests {
 
     use super::*;
     use crate::grpc::frame::PREFIX;
-    use crate::limits::WATCH_BACKLOG;
+    use crate::limits::{WATCH_BACKLOG, WATCH_MESSAGE_SIZE, WORK_PER_PASS};
     use crate::quota::ClientKey;
     use crate::turns::Turns;
 
