@@ -78,12 +78,12 @@ impl RequestBody {
     /// body, and grows by the length of the longest message, up to `max_message`.
     pub(crate) fn new(
         first: Option<Bytes>,
-        stream: RecvStream,
+        mut stream: RecvStream,
         charge: Charge,
         max_message: usize,
         unread: Arc<Unread>,
     ) -> Self {
-        unread.add_reader();
+        unread.add_reader(&mut stream);
         Self {
             first,
             stream,
@@ -165,7 +165,7 @@ impl Drop for RequestBody {
         if !self.is_read {
             self.unread.discard(&mut self.stream);
         }
-        self.unread.remove_reader();
+        self.unread.remove_reader(&self.stream);
     }
 }
 

@@ -248,7 +248,14 @@ impl ConnectionRouter {
                 Box::pin(async move {
                     let replied = async {
                         let message = router.receive(body, max_request).await?;
-                        Ok(router.budget.charge(handler(&message, &router.caller)?)?)
+                        // The turn of the connection has counted the call without its bytes.
+                        let handled = async {
+                            router.turns.take(message.len() / BYTES_PER_WORK).await;
+                            let reply = handler(&message, &router.caller)?;
+                            router.turns.pay(reply.len() / BYTES_PER_WORK).await;
+                            Ok(router.budget.charge(reply)?)
+                        };
+                        router.in_time(NOT_DONE, handled).await?
                     };
                     router.logged(path, replied.await).into()
                 })
@@ -351,7 +358,7 @@ impl ConnectionRouter {
             };
             handler(message, context).await
         };
-        self.in_time("the call was not done", handled).await?
+        self.in_time(NOT_DONE, handled).await?
     }
 
     /// Waits for a part of a call, up to the server's own deadline. `late` says what did not happen.
@@ -377,6 +384,7 @@ pub(crate) fn late() -> Status {
 }
 
 const NOT_ARRIVED: &str = "the request did not arrive";
+const NOT_DONE: &str = "the call was not done";
 
 /// A call in progress.
 pub(crate) enum Call {

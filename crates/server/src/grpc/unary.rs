@@ -6,7 +6,7 @@
 //! Every other request of these methods takes the slow path: tonic collects the message and rejects malformed requests.
 //! A request takes the slow path if:
 //!
-//! * the message spans several frames, or has not arrived;
+//! * the message spans several frames with bytes, or has not arrived;
 //! * the message is marked as compressed, has a wrong length, or is followed by another message or by trailers.
 //!
 //! The slow path gets the frame that the fast path has read.
@@ -34,9 +34,21 @@ pub(crate) fn first_frame(body: &mut RecvStream) -> FirstFrame {
         // An error is reported again on the next poll.
         return FirstFrame::Other(None);
     };
-    if body.is_end_stream() && frame::whole_message(&frame).is_some() {
+    if frame::whole_message(&frame).is_some() && (body.is_end_stream() || ends_with_empty_frame(body, frame.len())) {
         frame.advance(PREFIX);
         return FirstFrame::Message(frame);
     }
     FirstFrame::Other(Some(frame))
+}
+
+/// Reports whether a body, of which one frame of this length was read, has ended with an empty frame. Some clients mark
+/// the end of each request so.
+fn ends_with_empty_frame(body: &mut RecvStream, read: usize) -> bool {
+    // Otherwise the next frame may have bytes, which the slow path has to read.
+    body.flow_control().used_capacity() == read
+        && match body.poll_data(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Some(Ok(frame))) => frame.is_empty() && body.is_end_stream(),
+            // An error is reported again on the next poll, and trailers are kept.
+            _ => false,
+        }
 }

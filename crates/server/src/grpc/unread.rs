@@ -5,16 +5,18 @@
 //! server hold.
 //!
 //! A frame of one byte holds the whole buffer that h2 has read the frame into. So each frame counts with the size of
-//! that buffer. Frames that h2 drops itself, such as those of a stream that it has refused, are never taken. So while
-//! no call reads a request, nothing is unread.
+//! that buffer. Frames that h2 drops itself, such as those of a call that has its reply, are never taken. So if no call
+//! that reads its request has bytes in h2, nothing is unread. A session reads for as long as its connection lives, and
+//! mostly has no bytes in h2.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use futures_util::task::AtomicWaker;
-use h2::RecvStream;
+use h2::{FlowControl, RecvStream, StreamId};
 
-use crate::limits::READ_BUFFER;
+use crate::limits::{READ_BUFFER, UNREAD_STEP};
 
 /// Returns the most memory that a frame with this many bytes of DATA holds.
 pub(crate) fn frame_cost(len: usize) -> usize {
@@ -25,15 +27,21 @@ pub(crate) fn frame_cost(len: usize) -> usize {
     }
 }
 
-/// The unread DATA of one connection. All accesses are Relaxed: only the thread of the connection's worker uses them.
+/// The unread DATA of one connection. All accesses are Relaxed, and the mutex never waits: only the thread of the
+/// connection's worker uses them.
 #[derive(Debug, Default)]
 pub(crate) struct Unread {
     /// The cost of all frames that have arrived. Wraps around.
     arrived: AtomicUsize,
     /// The cost of all frames that were taken. Wraps around.
     taken: AtomicUsize,
-    /// The calls that read a request.
+    /// What had arrived when [`forget_dropped`](Self::forget_dropped) last found no bytes in h2.
+    seen: AtomicUsize,
+    /// The number of calls that read a request.
     readers: AtomicUsize,
+    /// The streams and the windows of these calls: at most
+    /// [`MAX_CONCURRENT_STREAMS`](crate::limits::MAX_CONCURRENT_STREAMS).
+    windows: Mutex<Vec<(StreamId, FlowControl)>>,
     /// Whether the connection waits until frames are taken.
     is_awaited: AtomicBool,
     waker: AtomicWaker,
@@ -63,17 +71,45 @@ impl Unread {
         }
     }
 
-    pub(crate) fn add_reader(&self) {
+    fn windows(&self) -> MutexGuard<'_, Vec<(StreamId, FlowControl)>> {
+        // No critical section here leaves the list half changed.
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a call that reads its request.
+    pub(crate) fn add_reader(&self, stream: &mut RecvStream) {
+        let window = (stream.stream_id(), stream.flow_control().clone());
+        self.windows().push(window);
         self.readers.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn remove_reader(&self) {
+    /// Removes a call, before its stream is dropped.
+    pub(crate) fn remove_reader(&self, stream: &RecvStream) {
+        let id = stream.stream_id();
+        self.windows().retain(|(of, _)| *of != id);
         self.readers.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Reports whether a call reads a request.
     pub(crate) fn has_readers(&self) -> bool {
         self.readers.load(Ordering::Relaxed) > 0
+    }
+
+    /// If h2 has no bytes for the calls that read a request, h2 has dropped what was not taken. Then this counts the
+    /// frames as taken, except the frames since the last such call. Looks only if so much is unread that it is charged.
+    /// The caller has no request that waits for its call.
+    pub(crate) fn forget_dropped(&self) {
+        // h2 counts a byte as used until its call has taken the frame.
+        if self.cost() <= UNREAD_STEP || self.windows().iter().any(|(_, window)| window.used_capacity() > 0) {
+            return;
+        }
+        let arrived = self.arrived.load(Ordering::Relaxed);
+        let before = self.seen.swap(arrived, Ordering::Relaxed);
+        // The last frame may be incomplete, so that h2 does not have it yet. All frames before it are complete.
+        let dropped = before.wrapping_sub(self.taken.load(Ordering::Relaxed));
+        if before != arrived && dropped <= isize::MAX as usize {
+            self.taken.store(before, Ordering::Relaxed);
+        }
     }
 
     /// Counts all that has arrived as taken.

@@ -96,9 +96,13 @@ impl HeldInput {
     /// Returns the bytes that h2 keeps at most.
     fn unread(&mut self, traffic: &Traffic, has_received: bool) -> usize {
         let unread = traffic.unread();
-        if !has_received && !unread.has_readers() {
-            unread.clear();
-            self.trailers = traffic.trailers();
+        if !has_received {
+            if unread.has_readers() {
+                unread.forget_dropped();
+            } else {
+                unread.clear();
+                self.trailers = traffic.trailers();
+            }
         }
         let trailers = traffic.trailers().wrapping_sub(self.trailers);
         match unread.cost() {

@@ -7,6 +7,8 @@ mod handshake_input;
 mod held_input;
 pub(crate) mod keep_alive;
 mod muted_waker;
+#[cfg(test)]
+mod prices;
 mod rate_guard;
 mod records;
 #[cfg(test)]
