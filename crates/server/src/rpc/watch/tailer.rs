@@ -11,7 +11,9 @@ use tokio::sync::watch::Receiver;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
-use crate::limits::{MAX_WATCH_CHANGES, MAX_WATCH_PAUSE, PAUSE_PER_WATCH, WATCH_INTERVAL};
+use crate::limits::{
+    MAX_WATCH_CHANGES, MAX_WATCH_PAUSE, NODE_WORK, PAUSE_PER_WATCH, ROUTE_WORK, WATCH_INTERVAL, WORK_PER_PASS,
+};
 use crate::rpc::watch::entry::EntryBuilder;
 use crate::rpc::watch::resync::Resyncs;
 use crate::rpc::watch::{Activity, Watches};
@@ -149,6 +151,8 @@ async fn append(watches: &Watches, events: &[Event]) {
     let routes: Vec<Routes> = table.get_proxies_batch(&nodes).collect();
 
     let mut entry = EntryBuilder::new(table, watches.log.next());
+    // The work since other tasks of the thread have run.
+    let mut work = 0;
     for event in events {
         if entry.is_full() {
             let next = entry.next();
@@ -159,6 +163,12 @@ async fn append(watches: &Watches, events: &[Event]) {
         match event {
             Event::Node { node, reason } => {
                 let routes = &routes[positions[node]];
+                if work >= WORK_PER_PASS {
+                    // Only this task appends to the log, so the entry keeps its place.
+                    yield_now().await;
+                    work = 0;
+                }
+                work += NODE_WORK + routes.len() * ROUTE_WORK;
                 entry.node(node, reason_of(*reason), routes);
             }
             Event::ProxyRemoved { proxy, id } => entry.proxy_removed(*proxy, id),
@@ -201,7 +211,7 @@ mod tests {
     use std::task::{Context, Wake, Waker};
     use std::time::Duration;
 
-    use nodetracker::{Proxy, RouteTable};
+    use nodetracker::{MAX_ROUTES_PER_NODE, Proxy, RouteTable};
     use nodetracker_proto::v1::watch_change::Change;
     use tokio::time::advance;
 
@@ -276,6 +286,8 @@ mod tests {
             ends.push(watches.log.next());
         }
         assert_eq!(ends.last(), Some(&(1 + CHANGES)));
+        // A message takes several turns.
+        ends.dedup();
         assert!(ends.len() >= 3 && ends.is_sorted_by(|one, next| one < next), "{ends:?}");
     }
 
@@ -380,6 +392,38 @@ mod tests {
         expected.push((of_other, v1::NodeChangeReason::Added));
         expected.sort_unstable();
         assert_eq!(nodes, expected);
+    }
+
+    /// Otherwise changes of such nodes would delay the acceptor and the diagnostics port.
+    #[tokio::test(start_paused = true)]
+    async fn changes_of_nodes_with_many_routes_take_several_turns() {
+        let table = Arc::new(RouteTable::new());
+        let watches = Watches::without_resume(Arc::clone(&table));
+        let _slot = watches.take_slot(0).expect("a slot is free");
+        for number in 1..MAX_ROUTES_PER_NODE {
+            let proxy = Proxy {
+                id: &format!("proxy-{number}"),
+                cluster_name: "",
+                addr: "proxy:1",
+            };
+            for number in 0..PART {
+                let node = format!("node-{number}").parse().expect("a name");
+                table.report_node(&node, &proxy).expect("there is room");
+            }
+        }
+        let mut tailer = pin!(tail(&watches));
+        poll(tailer.as_mut());
+        let place = watches.log.next();
+        change(&table, 0..PART);
+        let mut turns = 0;
+        while watches.log.next() < place + PART {
+            advance(WATCH_INTERVAL).await;
+            poll(tailer.as_mut());
+            turns += 1;
+            assert!(turns < 1_000, "the tailer waits");
+        }
+        let work = PART as usize * (NODE_WORK + MAX_ROUTES_PER_NODE * ROUTE_WORK);
+        assert!(turns >= work / WORK_PER_PASS, "{turns}");
     }
 
     /// The server begins a task again that has panicked.
