@@ -123,11 +123,15 @@ fn log_hold(table: &RouteTable, before: Option<HoldCause>) -> Option<HoldCause> 
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Seek};
+    use std::fs::File;
+    use std::io::{Read, Seek, SeekFrom};
+    use std::pin::{Pin, pin};
     use std::sync::Arc;
+    use std::task::{Context, Waker};
 
-    use nodetracker::{Clock, ExpiryBrake, ManualClock, Proxy};
-    use tracing::dispatcher;
+    use nodetracker::{ExpiryBrake, ManualClock, Proxy};
+    use tokio::time::advance;
+    use tracing::dispatcher::{self, DefaultGuard};
     use tracing_subscriber::fmt;
     use tracing_subscriber::layer::SubscriberExt;
 
@@ -181,25 +185,41 @@ mod tests {
         resyncs
     }
 
-    /// Returns the lines of the log that some steps write.
-    fn lines_of(steps: impl FnOnce()) -> String {
-        let mut file = tempfile::tempfile().expect("a file");
-        let writer = file.try_clone().expect("a file");
-        let lines = fmt::layer().with_writer(writer).without_time();
-        let lines = lines.with_target(false).with_ansi(false);
-        dispatcher::with_default(&tracing_subscriber::registry().with(lines).into(), steps);
-        let mut text = String::new();
-        file.rewind().expect("a file");
-        file.read_to_string(&mut text).expect("text");
-        text
+    /// What the thread of a test logs.
+    struct Log {
+        file: File,
+        /// The bytes that were read.
+        read: u64,
+        _guard: DefaultGuard,
+    }
+
+    impl Log {
+        fn begin() -> Self {
+            let file = tempfile::tempfile().expect("a file");
+            let writer = file.try_clone().expect("a file");
+            let lines = fmt::layer().with_writer(writer).without_time();
+            let lines = lines.with_target(false).with_ansi(false);
+            Self {
+                file,
+                read: 0,
+                _guard: dispatcher::set_default(&tracing_subscriber::registry().with(lines).into()),
+            }
+        }
+
+        /// Returns the lines since the last call.
+        fn take(&mut self) -> String {
+            let mut text = String::new();
+            self.file.seek(SeekFrom::Start(self.read)).expect("a file");
+            self.file.read_to_string(&mut text).expect("text");
+            self.read += text.len() as u64;
+            text
+        }
     }
 
     /// A table with a brake, and one proxy with its nodes.
     struct Braked {
         clock: ManualClock,
-        table: RouteTable,
-        pace: SweepPace,
-        hold: Option<HoldCause>,
+        table: Arc<RouteTable>,
     }
 
     impl Braked {
@@ -208,14 +228,10 @@ mod tests {
         fn new() -> Self {
             let clock = ManualClock::new();
             let builder = RouteTable::builder().keep_alive(Self::INTERVAL).clock(clock.clone());
+            let table = builder.expiry_brake(ExpiryBrake::default()).build();
             let braked = Self {
-                table: builder
-                    .expiry_brake(ExpiryBrake::default())
-                    .build()
-                    .expect("possible limits"),
+                table: Arc::new(table.expect("possible limits")),
                 clock,
-                pace: SweepPace::default(),
-                hold: None,
             };
             braked.report();
             braked
@@ -233,24 +249,34 @@ mod tests {
             }
         }
 
-        /// Sweeps for some time, and logs what the sweeper logs.
-        fn pass(&mut self, time: Duration) {
-            let end = self.clock.monotonic() + time;
-            while self.clock.monotonic() < end {
-                let pause = self.pace.next_pause(&self.table);
-                self.clock.advance(pause.min(end - self.clock.monotonic()));
-                self.hold = log_hold(&self.table, self.hold);
-                while self.pace.sweep_step(&self.table).is_some() {}
+        /// Runs a sweeper while its pauses and the table's clock advance by some time.
+        async fn pass(&self, mut sweeper: Pin<&mut impl Future<Output = Infallible>>, time: Duration) {
+            // Far below the time after which the table assumes that the process was stopped.
+            const STEP: Duration = Duration::from_secs(1);
+            for _ in 0..time.as_secs() {
+                self.clock.advance(STEP);
+                advance(STEP).await;
+                // The sweeper yields after each of its steps.
+                for _ in 0..20 {
+                    let cx = &mut Context::from_waker(Waker::noop());
+                    assert!(sweeper.as_mut().poll(cx).is_pending());
+                }
             }
-            self.hold = log_hold(&self.table, self.hold);
         }
     }
 
-    #[test]
-    fn the_log_says_when_the_brake_holds_expiry_and_why_it_ends() {
-        let mut braked = Braked::new();
-        assert_eq!(lines_of(|| braked.pass(Braked::INTERVAL / 2)), "");
-        let held = lines_of(|| braked.pass(Braked::INTERVAL / 2));
+    #[tokio::test(start_paused = true)]
+    async fn the_log_says_when_the_brake_holds_expiry_and_why_it_ends() {
+        let (mut log, braked) = (Log::begin(), Braked::new());
+        let (watches, counters) = (
+            Watches::without_resume(Arc::clone(&braked.table)),
+            SweepCounters::default(),
+        );
+        let mut sweeper = pin!(sweep(&braked.table, &watches, &counters));
+        braked.pass(sweeper.as_mut(), Braked::INTERVAL / 2).await;
+        assert_eq!(log.take(), "");
+        braked.pass(sweeper.as_mut(), Braked::INTERVAL * 3 / 5).await;
+        let held = log.take();
         let (text, left) = held.trim().split_once(" for at most ").expect("a line");
         assert_eq!(
             text,
@@ -260,36 +286,41 @@ mod tests {
             duration::parse(left).expect("a duration") <= 2 * Braked::INTERVAL,
             "{left}"
         );
-        assert_eq!(
-            lines_of(|| braked.pass(Braked::INTERVAL)),
-            "",
-            "the hold is logged once"
-        );
+        braked.pass(sweeper.as_mut(), Braked::INTERVAL).await;
+        assert_eq!(log.take(), "", "the hold is logged once");
         braked.report();
-        let released = lines_of(|| braked.pass(Braked::INTERVAL * 3 / 5));
+        braked.pass(sweeper.as_mut(), Braked::INTERVAL * 3 / 5).await;
         assert_eq!(
-            released.trim(),
+            log.take().trim(),
             "INFO the expiry brake is released: routes expire again"
         );
     }
 
-    #[test]
-    fn the_log_says_that_the_process_was_stopped_and_when_the_grace_is_over() {
-        let mut braked = Braked::new();
-        braked.pass(Braked::INTERVAL / 10);
-        let stopped = lines_of(|| {
-            braked.clock.advance(10 * Braked::INTERVAL);
-            braked.hold = log_hold(&braked.table, braked.hold);
-        });
-        assert_eq!(
-            stopped.trim(),
-            "WARN the process was stopped or its clock jumped: nothing happened for 50m; \
-             no route expires for a heartbeat interval"
+    #[tokio::test(start_paused = true)]
+    async fn the_log_says_that_the_process_was_stopped_and_when_the_grace_is_over() {
+        let (mut log, braked) = (Log::begin(), Braked::new());
+        let (watches, counters) = (
+            Watches::without_resume(Arc::clone(&braked.table)),
+            SweepCounters::default(),
         );
+        let mut sweeper = pin!(sweep(&braked.table, &watches, &counters));
+        braked.pass(sweeper.as_mut(), Braked::INTERVAL / 10).await;
+        assert_eq!(log.take(), "");
+        braked.clock.advance(10 * Braked::INTERVAL);
+        braked.pass(sweeper.as_mut(), Braked::INTERVAL / 10).await;
+        let stopped = log.take();
+        let time = stopped
+            .strip_prefix(" WARN the process was stopped or its clock jumped: nothing happened for ")
+            .and_then(|rest| rest.strip_suffix("; no route expires for a heartbeat interval\n"))
+            .expect("one line");
+        let time = duration::parse(time).expect("a duration");
+        // The sweeper pauses for some seconds at most.
+        let expected = 10 * Braked::INTERVAL;
+        assert!((expected..expected + Braked::INTERVAL / 30).contains(&time), "{time:?}");
         braked.report();
-        let over = lines_of(|| braked.pass(Braked::INTERVAL / 2));
+        braked.pass(sweeper.as_mut(), Braked::INTERVAL / 2).await;
         assert_eq!(
-            over.trim(),
+            log.take().trim(),
             "INFO the grace after the stop is over: routes expire again"
         );
     }

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use nodetracker_proto::v1::session_response::Response;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::session::{Session, heartbeat, hello, node};
 use crate::support::{Process, add, channel, connect, proxies};
 
 const KEEP_ALIVE: &str = "4s";
 const STOP: Duration = Duration::from_secs(5);
+
+/// Otherwise the test of a server that does not go on would never end.
+const LIMIT: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn routes_and_sessions_outlive_a_stop_of_the_process() {
@@ -27,18 +30,22 @@ async fn routes_and_sessions_outlive_a_stop_of_the_process() {
     sleep(STOP).await;
     server.signal("CONT");
 
-    // No call has refreshed this route for longer than the interval.
-    assert_eq!(proxies(&mut client, "single").await, ["proxy-2"]);
-    match session.answer().await.unwrap() {
-        Some(Response::Ack(ack)) => assert!(ack.gone_handles.is_empty(), "{ack:?}"),
-        other => panic!("{other:?}"),
-    }
-    assert!(session.beat(&handles).await.is_empty());
+    let after_the_stop = async {
+        // No call has refreshed this route for longer than the interval.
+        assert_eq!(proxies(&mut client, "single").await, ["proxy-2"]);
+        match session.answer().await.unwrap() {
+            Some(Response::Ack(ack)) => assert!(ack.gone_handles.is_empty(), "{ack:?}"),
+            other => panic!("{other:?}"),
+        }
+        assert!(session.beat(&handles).await.is_empty());
+    };
+    timeout(LIMIT, after_the_stop).await.expect("the server answers");
     let log = server.logged("no route expires for a heartbeat interval");
     let line = log.lines().next_back().unwrap();
     let text = " WARN the process was stopped or its clock jumped: nothing happened for ";
     assert!(line.contains(text), "{line}");
 
     server.logged(" INFO the grace after the stop is over: routes expire again");
-    assert_eq!(proxies(&mut client, "single").await, [""; 0]);
+    let rest = timeout(LIMIT, proxies(&mut client, "single")).await;
+    assert_eq!(rest.expect("the server answers"), [""; 0]);
 }

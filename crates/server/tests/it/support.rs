@@ -4,8 +4,8 @@ use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -280,10 +280,14 @@ pub(crate) fn stderr(output: &Output) -> String {
 pub(crate) struct Process {
     child: Child,
     pub(crate) addr: SocketAddr,
-    stderr: BufReader<PipeReader>,
+    /// `None` while a thread reads it.
+    stderr: Option<BufReader<PipeReader>>,
 }
 
 impl Process {
+    /// How long a line of the log may take.
+    const LOGGED: Duration = Duration::from_secs(60);
+
     /// Starts it on a free port and waits until it listens.
     pub(crate) fn serve(args: &[&str]) -> Self {
         Self::starting(args).listening()
@@ -312,7 +316,7 @@ impl Process {
         Self {
             child,
             addr: SocketAddr::from(([0; 4], 0)),
-            stderr: BufReader::new(reader),
+            stderr: Some(BufReader::new(reader)),
         }
     }
 
@@ -336,12 +340,34 @@ impl Process {
         assert!(Command::new("sh").args(["-c", &command]).status().unwrap().success());
     }
 
-    /// Reads the log up to a line that contains `what`.
+    /// Reads the log up to a line that contains `what`. Panics if the line does not come: a read of the pipe would wait
+    /// for as long as the server lives.
     pub(crate) fn logged(&mut self, what: &str) -> String {
-        let mut log = String::new();
-        while !log.lines().next_back().is_some_and(|line| line.contains(what)) {
-            assert_ne!(self.stderr.read_line(&mut log).unwrap(), 0, "no {what:?} in {log}");
+        let (sender, lines) = mpsc::channel();
+        let (mut stderr, expected) = (self.stderr.take().unwrap(), what.to_owned());
+        let reader = std::thread::spawn(move || {
+            loop {
+                let mut line = String::new();
+                let is_end = stderr.read_line(&mut line).unwrap() == 0;
+                let is_last = is_end || line.contains(&expected);
+                if sender.send(line).is_err() || is_last {
+                    return stderr;
+                }
+            }
+        });
+        let (mut log, end) = (String::new(), Instant::now() + Self::LOGGED);
+        loop {
+            match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) if !line.is_empty() => {
+                    log.push_str(&line);
+                    if line.contains(what) {
+                        break;
+                    }
+                }
+                ended => panic!("no {what:?}, {ended:?}: {log}"),
+            }
         }
+        self.stderr = Some(reader.join().unwrap());
         log
     }
 
@@ -355,7 +381,7 @@ impl Process {
     pub(crate) async fn wait(mut self) -> (ExitStatus, String) {
         let wait = move || {
             let mut log = String::new();
-            self.stderr.read_to_string(&mut log).unwrap();
+            self.stderr.take().unwrap().read_to_string(&mut log).unwrap();
             (self.child.wait().unwrap(), log)
         };
         tokio::task::spawn_blocking(wait).await.unwrap()
