@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
+use nodetracker::MAX_ROUTES_PER_NODE;
 use nodetracker_proto::v1::session_request::Request as SessionMessage;
 use nodetracker_proto::v1::watch_response::Message as WatchMessage;
 use nodetracker_proto::{api, v1};
@@ -59,12 +60,20 @@ pub(crate) const ATTACKS: &[(&str, &str)] = &[
     ("refused-batches-100", "the same with 100 connections"),
     ("refused-batches-400", "the same with 400 connections"),
     (
+        "refused-batches-mixed",
+        "100 connections, 4 batches each, in which 7 unknown nodes precede each 125 times the node with 64 routes",
+    ),
+    (
         "large-replies",
         "100 connections, 256 batches each, replies of 3 MB, none is read",
     ),
     (
         "lists",
         "100 connections list nodes with 64 routes, 4 pages each at a time",
+    ),
+    (
+        "lists-filtered",
+        "100 connections list the nodes of a proxy that has one node in a hundred, 4 pages each at a time",
     ),
     (
         "small-replies",
@@ -129,7 +138,7 @@ pub(crate) async fn add(addr: &str, numbers: Range<u32>) -> Result<(), Failure> 
 pub(crate) async fn fill(addr: &str) -> Result<(), Failure> {
     add(addr, 0..NODES).await?;
     let mut client = connect(addr).await?;
-    for number in 0..64 {
+    for number in 0..MAX_ROUTES_PER_NODE as u32 {
         let request = v1::AddNodesRequest {
             nodes: nodes(0..HEAVY),
             proxy: proxy(number),
@@ -139,15 +148,21 @@ pub(crate) async fn fill(addr: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reports whether all nodes have routes.
+/// Reports whether all nodes have routes, and the first nodes 64 routes each.
 pub(crate) async fn is_intact(addr: &str) -> Result<bool, Failure> {
     let mut client = connect(addr).await?;
-    for first in (HEAVY..NODES).step_by(3_000) {
+    // A reply has room for as many nodes with 64 routes.
+    for first in (0..NODES).step_by(1_000) {
+        let part = first..NODES.min(first + 1_000);
         let request = v1::BatchGetProxiesRequest {
-            nodes: nodes(first..first + 3_000),
+            nodes: nodes(part.clone()),
         };
         let reply: v1::BatchGetProxiesResponse = ask(&mut client, BATCH, &request).await?;
-        if reply.nodes.len() != 3_000 || reply.nodes.iter().any(|node| node.routes.is_empty()) {
+        let has_routes = |(number, node): (u32, &v1::NodeRoutes)| {
+            let least = if number < HEAVY { MAX_ROUTES_PER_NODE } else { 1 };
+            node.routes.len() >= least
+        };
+        if reply.nodes.len() != part.len() || !part.zip(&reply.nodes).all(has_routes) {
             return Ok(false);
         }
     }
@@ -307,6 +322,10 @@ async fn attacker(name: &str, addr: &str, number: u32) -> Result<(), Failure> {
     let third = v1::BatchGetProxiesRequest {
         nodes: nodes(std::iter::repeat_n(0, 1_600)),
     };
+    // As many unknown nodes as the server reads in the first turn, and as many nodes as it would read in the next turn.
+    let mixed = v1::BatchGetProxiesRequest {
+        nodes: nodes((0..4_096).map(|at| if at % 132 < 7 { u32::MAX } else { 0 })),
+    };
     let get = api::GetProxiesRequest {
         node_id: "neighbour".into(),
     };
@@ -317,9 +336,17 @@ async fn attacker(name: &str, addr: &str, number: u32) -> Result<(), Failure> {
             })
             .await
         }
-        "lists" => {
+        "refused-batches-mixed" => {
+            in_flight(client, 4, async |mut client| {
+                call(&mut client, BATCH, &mixed).await.map(drop)
+            })
+            .await
+        }
+        "lists" | "lists-filtered" => {
+            let last = proxy(MAX_ROUTES_PER_NODE as u32 - 1).unwrap_or_default();
             let list = v1::ListNodesRequest {
                 page_size: 1_000,
+                proxy_id: if name == "lists" { String::new() } else { last.proxy_id },
                 ..Default::default()
             };
             in_flight(client, 4, async |mut client| {
