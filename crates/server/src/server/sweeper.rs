@@ -310,8 +310,9 @@ mod tests {
         braked.pass(sweeper.as_mut(), Braked::INTERVAL / 10).await;
         let stopped = log.take();
         let time = stopped
-            .strip_prefix(" WARN the process was stopped or its clock jumped: nothing happened for ")
-            .and_then(|rest| rest.strip_suffix("; no route expires for a heartbeat interval\n"))
+            .trim()
+            .strip_prefix("WARN the process was stopped or its clock jumped: nothing happened for ")
+            .and_then(|rest| rest.strip_suffix("; no route expires for a heartbeat interval"))
             .expect("one line");
         let time = duration::parse(time).expect("a duration");
         // The sweeper pauses for some seconds at most.
