@@ -497,8 +497,8 @@ mod tests {
             ),
             (
                 &format!("{section}  proxy_keep_alive_interval: 5"),
-                "conf/tracker.yaml:2: node_tracker_service.proxy_keep_alive_interval: \"5\" is not a duration: time \
-                 unit needed, for example 5sec or 5ms"
+                "conf/tracker.yaml:2: node_tracker_service.proxy_keep_alive_interval: \"5\" is not a duration: a \
+                 unit is needed after each number, for example 5m"
                     .into(),
             ),
             (

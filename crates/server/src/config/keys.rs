@@ -5,7 +5,7 @@
 //! Tests compare the four.
 
 use crate::config::values;
-use crate::config::{Config, Keypair, Origin, Setting, duration};
+use crate::config::{Config, Keypair, Origin, Setting};
 
 /// A key of the configuration.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ pub(crate) static KEYS: &[Key] = &[
         value_name: "DURATION",
         help: "How long to serve calls after SIGTERM or SIGINT, with a health of NOT_SERVING",
         default: "0s",
-        set: |config, text, origin| store(&mut config.shutdown_delay, duration::parse(text), origin),
+        set: |config, text, origin| store(&mut config.shutdown_delay, values::shutdown_delay(text), origin),
     },
     Key {
         name: "max_routes",

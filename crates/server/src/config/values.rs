@@ -113,10 +113,20 @@ pub(super) fn keep_alive(text: &str) -> Result<Duration, String> {
     if interval < Duration::from_millis(1) {
         return Err(format!("{text:?} is too short: every route would be expired at once"));
     }
-    if interval > MAX_KEEP_ALIVE {
-        return Err(format!("{text:?} is too long: the limit is 365 days"));
+    bounded(text, interval)
+}
+
+/// Parses the delay of a stop.
+pub(super) fn shutdown_delay(text: &str) -> Result<Duration, String> {
+    bounded(text, duration::parse(text)?)
+}
+
+/// Refuses a duration over a year.
+fn bounded(text: &str, duration: Duration) -> Result<Duration, String> {
+    match duration > MAX_KEEP_ALIVE {
+        true => Err(format!("{text:?} is too long: the limit is 365 days")),
+        false => Ok(duration),
     }
-    Ok(interval)
 }
 
 /// Parses the time between two snapshots.
@@ -127,10 +137,7 @@ pub(super) fn snapshot_interval(text: &str) -> Result<Duration, String> {
             "{text:?} is too short: a snapshot takes about a second, the limit is 1s"
         ));
     }
-    if interval > MAX_KEEP_ALIVE {
-        return Err(format!("{text:?} is too long: the limit is 365 days"));
-    }
-    Ok(interval)
+    bounded(text, interval)
 }
 
 /// Parses the path of a file or a folder. In the configuration file, a relative path starts at the file's folder.

@@ -43,7 +43,7 @@ fn what_is_wrong_with_the_file_is_one_line() {
         ),
         (
             "node_tracker_service:\n  proxy_keep_alive_interval: soon\n",
-            format!(":2: {section}proxy_keep_alive_interval: \"soon\" is not a duration: expected number at 0"),
+            format!(":2: {section}proxy_keep_alive_interval: \"soon\" is not a duration: \"soon\" does not begin with a number"),
         ),
         (
             "node_tracker_service:\n  proxy_keep_alive_interval: 0s\n",
