@@ -103,10 +103,13 @@ impl Peer {
         2 * chain.map(|certificate| certificate.len()).sum::<usize>()
     }
 
-    /// Returns how long the client's certificate is still valid. `None` if the client has no certificate with dates.
+    /// Returns how long all certificates of the client's chain are still valid. A new connection would be refused after
+    /// that. `None` if the client has no certificate with dates.
     pub(crate) fn valid_for(&self) -> Option<Duration> {
-        let certificate = self.certificate.as_ref()?.chain.first()?;
-        Some(Dates::of(certificate)?.left(UnixTime::now()))
+        let now = UnixTime::now();
+        let chain = &self.certificate.as_ref()?.chain;
+        let dates = chain.iter().filter_map(|certificate| Dates::of(certificate));
+        dates.map(|dates| dates.left(now)).min()
     }
 
     /// Reports whether files were loaded since the client's certificate was last verified.
@@ -172,6 +175,17 @@ mod tests {
                 .and_then(|config| config.with("client_auth", "required"));
             let certificates = Certificates::load(&config.unwrap()).unwrap().expect("there is a pair");
             (certificates, certificate.der().clone())
+        }
+    }
+
+    #[test]
+    fn a_chain_is_valid_as_long_as_each_of_its_certificates() {
+        let hours = |hours: u64| SystemTime::now() + Duration::from_secs(hours * 3600);
+        let (certificates, long) = Certificates::valid_until(hours(1000));
+        let (_, short) = Certificates::valid_until(hours(1));
+        for chain in [[long.clone(), short.clone()], [short, long]] {
+            let left = Handshake::new(&certificates).done(Some(&chain)).valid_for().unwrap();
+            assert!((3590..=3600).contains(&left.as_secs()), "{left:?}");
         }
     }
 
