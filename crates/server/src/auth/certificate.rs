@@ -134,15 +134,15 @@ fn proxy(id: &str) -> Role {
 #[cfg(test)]
 mod tests {
     use rcgen::string::Ia5String;
-    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+    use rcgen::{CertificateParams, DnType, DnValue, KeyPair, SanType};
 
     use super::*;
 
-    fn client(attributes: &[(DnType, &str)]) -> Caller {
+    fn client<V: Into<DnValue> + Clone>(attributes: &[(DnType, V)]) -> Caller {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         for (kind, value) in attributes {
-            params.distinguished_name.push(kind.clone(), *value);
+            params.distinguished_name.push(kind.clone(), value.clone());
         }
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
         Caller::from_certificate(certificate.der(), ClientIdentity::Teleport)
@@ -182,6 +182,52 @@ mod tests {
             (&[], Role::None),
         ] {
             assert_eq!(client(attributes).role, role, "{attributes:?}");
+        }
+    }
+
+    #[test]
+    fn a_subject_may_have_several_roles_and_one_name() {
+        use DnType::{CommonName as CN, OrganizationName as O};
+
+        // rcgen has one value of each kind. These are the same kinds by their numbers.
+        let (other_cn, other_o) = (
+            DnType::CustomDnType(vec![2, 5, 4, 3]),
+            DnType::CustomDnType(vec![2, 5, 4, 10]),
+        );
+        let proxy = |id: &str| Role::Proxy(id.into());
+        for (attributes, role) in [
+            (vec![(O, "Proxy"), (other_o.clone(), "Admin"), (CN, "p")], Role::Admin),
+            (vec![(O, "Admin"), (other_o.clone(), "Proxy"), (CN, "p")], Role::Admin),
+            (vec![(O, "Node"), (other_o.clone(), "Proxy"), (CN, "p")], proxy("p")),
+            (vec![(O, "Proxy"), (other_o, "Proxy"), (CN, "p")], proxy("p")),
+            (vec![(O, "Proxy"), (CN, "p"), (other_cn.clone(), "q")], Role::None),
+            (vec![(O, "Proxy"), (CN, "p"), (other_cn.clone(), "p")], Role::None),
+            (vec![(O, "Proxy"), (other_cn.clone(), "p")], proxy("p")),
+            (vec![(O, "Admin"), (CN, "p"), (other_cn, "q")], Role::Admin),
+        ] {
+            assert_eq!(client(&attributes).role, role, "{attributes:?}");
+        }
+    }
+
+    #[test]
+    fn names_in_other_encodings_give_no_right() {
+        use DnType::{CommonName as CN, OrganizationName as O};
+
+        let utf8 = |text: &str| DnValue::Utf8String(text.to_owned());
+        let bmp = |text: &str| DnValue::BmpString(text.try_into().unwrap());
+        let printable = |text: &str| DnValue::PrintableString(text.try_into().unwrap());
+        for (role, name, expected) in [
+            (printable("Proxy"), printable("p"), Role::Proxy("p".into())),
+            (utf8("Proxy"), bmp("p"), Role::None),
+            (bmp("Proxy"), utf8("p"), Role::None),
+            (bmp("Admin"), utf8("p"), Role::None),
+        ] {
+            assert_eq!(client(&[(O, role), (CN, name)]).role, expected);
+        }
+        // No ID of a proxy has control characters, so this client may write nothing.
+        let with_nul = client(&[(O, "Proxy"), (CN, "p\0q")]);
+        for id in ["p", "q", "p q", "pq", ""] {
+            assert!(with_nul.check_proxy(id).is_err(), "{id:?}");
         }
     }
 

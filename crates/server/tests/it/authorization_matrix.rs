@@ -19,7 +19,8 @@ use nodetracker_proto::{api, v1};
 use nodetracker_server::Limits;
 use prost::Message;
 use prost_types::FileDescriptorSet;
-use rcgen::date_time_ymd;
+use rcgen::string::Ia5String;
+use rcgen::{SanType, date_time_ymd};
 use rustls::ClientConfig;
 use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
@@ -200,6 +201,12 @@ async fn kinds(pki: &Pki) -> Vec<Kind> {
         params.not_after = date_time_ymd(2999, 1, 1);
     });
     let admin = pki.teleport("Admin", "alice");
+    let spiffe = |path: &str| {
+        pki.client(|params| {
+            let uri = Ia5String::try_from(format!("spiffe://example.com/{path}")).unwrap();
+            params.subject_alt_names.push(SanType::URI(uri));
+        })
+    };
     let columns = [
         ("`Admin`", "required", Some(admin.clone())),
         ("`Proxy`", "required", Some(pki.teleport("Proxy", PROXY))),
@@ -207,17 +214,26 @@ async fn kinds(pki: &Pki) -> Vec<Kind> {
         ("no role", "required", Some(pki.teleport("Node", PROXY))),
         ("none, `optional`", "optional", None),
         ("none, `required`", "required", None),
+        ("SPIFFE: admin", "required", Some(spiffe("admin"))),
+        ("SPIFFE: proxy", "required", Some(spiffe(&format!("proxy/{PROXY}")))),
+        ("SPIFFE: other ID", "required", Some(spiffe("proxy/proxy-2"))),
+        ("SPIFFE: no role", "required", Some(spiffe("node"))),
         ("wrong CA", "required", Some(Pki::new().teleport("Admin", "alice"))),
         ("expired", "required", Some(expired)),
         ("not yet valid", "required", Some(early)),
     ];
     let mut kinds = Vec::new();
     for (name, client_auth, identity) in columns {
+        let (kind, control) = match name.starts_with("SPIFFE") {
+            true => ("spiffe", spiffe("admin")),
+            false => ("teleport", admin.clone()),
+        };
+        let config = config(pki, client_auth).with("client_identity", kind).unwrap();
         kinds.push(Kind {
             name,
-            server: serve(pki, client_auth).await,
+            server: Running::with_config(&config, RouteTable::new(), Limits::default()).await,
             client: pki.client_config(identity.as_ref()),
-            control: pki.client_config(Some(&admin)),
+            control: pki.client_config(Some(&control)),
             open: BTreeMap::new(),
         });
     }
