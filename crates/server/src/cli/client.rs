@@ -1,6 +1,7 @@
 //! The client's connection to a tracker.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -87,7 +88,13 @@ impl Target {
     /// Connects, over TLS if there is a configuration for TLS. The connection breaks if the tracker does not answer a
     /// ping within `timeout`.
     pub(crate) async fn connect(&self, tls: Option<Arc<ClientConfig>>, timeout: Duration) -> Result<Transport, String> {
-        Transport::over(self.open(tls).await?, timeout).await
+        let stream = self.open(tls).await?;
+        let tcp = match &stream {
+            Either::Left(stream) => stream,
+            Either::Right(stream) => stream.get_ref().0,
+        };
+        let peer = tcp.peer_addr().map_err(|error| error.to_string())?;
+        Transport::over(stream, peer, timeout).await
     }
 
     /// Opens a TCP connection, with TLS if there is a configuration for TLS.
@@ -117,12 +124,6 @@ impl Target {
             }
             Err(_) => false,
         }
-    }
-
-    /// Reports whether nothing listens at the address.
-    pub(crate) async fn is_refused(&self) -> bool {
-        let connected = TcpStream::connect(&self.authority).await;
-        connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
     }
 
     /// Asks whether a server that broke off a plaintext connection expects TLS.
@@ -209,11 +210,15 @@ const LONGEST_PING: Duration = Duration::from_secs(86_400);
 
 /// A connected HTTP/2 client, in the form that generated clients take.
 #[derive(Debug, Clone)]
-pub(crate) struct Transport(SendRequest<Body>);
+pub(crate) struct Transport {
+    sender: SendRequest<Body>,
+    peer: SocketAddr,
+}
 
 impl Transport {
     async fn over(
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: SocketAddr,
         timeout: Duration,
     ) -> Result<Self, String> {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
@@ -225,8 +230,28 @@ impl Transport {
             .map_err(|error| format!("no HTTP/2: {error}"))?;
         // The connection's errors reach the calls that they break.
         tokio::spawn(connection);
-        Ok(Self(sender))
+        Ok(Self { sender, peer })
     }
+
+    /// Reports whether the tracker of this connection has closed its port, or is gone. Looks up no name: the name may
+    /// be that of another tracker by now, or of none.
+    pub(crate) async fn has_closed_port(&self, limit: Duration) -> bool {
+        let connected = timeout(limit, TcpStream::connect(self.peer)).await;
+        let failure = match connected {
+            Ok(Ok(_)) => return false,
+            Ok(Err(error)) => error.kind(),
+            Err(_) => io::ErrorKind::TimedOut,
+        };
+        is_port_closed(failure, self.sender.is_closed())
+    }
+}
+
+/// Reports whether a port is closed to which no connection can be made. `has_ended`: the connection before has ended,
+/// too.
+fn is_port_closed(failure: io::ErrorKind, has_ended: bool) -> bool {
+    // Otherwise the machine may be gone, such as a pod whose address drops packets or is not routed. Or the network fails
+    // for a moment, which does not end the connection.
+    failure == io::ErrorKind::ConnectionRefused || has_ended
 }
 
 impl Service<Request<Body>> for Transport {
@@ -235,10 +260,29 @@ impl Service<Request<Body>> for Transport {
     type Future = Pin<Box<dyn Future<Output = hyper::Result<Self::Response>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
-        self.0.poll_ready(cx)
+        self.sender.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
+        Box::pin(self.sender.send_request(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The address of a pod that has ended is not routed, or drops packets. Nothing refuses the connection.
+    #[test]
+    fn a_tracker_that_is_gone_has_closed_its_port() {
+        use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
+        for failure in [HostUnreachable, NetworkUnreachable, TimedOut] {
+            assert!(is_port_closed(failure, true), "{failure}");
+            assert!(
+                !is_port_closed(failure, false),
+                "{failure}: the network may fail for a moment"
+            );
+        }
+        assert!(is_port_closed(ConnectionRefused, false));
     }
 }

@@ -63,8 +63,12 @@ pub(crate) struct Stats {
 
 impl TrackerArgs {
     pub(crate) async fn admin(&self) -> Result<AdminServiceClient<Transport>, CommandError> {
-        let transport = self.transport().await?;
-        Ok(AdminServiceClient::with_origin(transport, self.addr.origin()))
+        Ok(self.admin_over(self.transport().await?))
+    }
+
+    /// Returns a client over a connection.
+    pub(crate) fn admin_over(&self, connection: Transport) -> AdminServiceClient<Transport> {
+        AdminServiceClient::with_origin(connection, self.addr.origin())
     }
 }
 

@@ -227,9 +227,9 @@ impl TrackerArgs {
         Ok(response.into_inner())
     }
 
-    /// Reports whether nothing listens at the tracker's address.
-    async fn is_refused(&self) -> bool {
-        timeout(self.timeout, self.addr.is_refused()).await.unwrap_or(false)
+    /// Reports whether the tracker of a connection has closed its port.
+    async fn has_closed_port(&self, connection: &Transport) -> bool {
+        connection.has_closed_port(self.timeout).await
     }
 
     fn origin(&self) -> http::Uri {

@@ -7,6 +7,7 @@ use nodetracker_proto::v1;
 use serde::Serialize;
 use tokio::time::{sleep, timeout};
 
+use crate::cli::client::Transport;
 use crate::cli::commands::admin::duration as from_wire;
 use crate::cli::commands::{CommandError, TrackerArgs, generation};
 use crate::cli::print::Print;
@@ -100,12 +101,14 @@ pub(crate) async fn drain(drain: Drain) -> Result<(), CommandError> {
         wait,
         print: Print { format, at },
     } = drain;
-    let mut client = at.admin().await?;
+    // The end of this connection is a sign that the tracker is gone.
+    let connection = at.transport().await?;
+    let mut client = at.admin_over(connection.clone());
     let stopping = at.call(client.drain(v1::DrainRequest {})).await?;
     drop(client);
     let left = match wait {
         Duration::ZERO => None,
-        wait => match timeout(wait, left(&at, stopping.generation)).await {
+        wait => match timeout(wait, left(&at, &connection, stopping.generation)).await {
             Ok(left) => Some(left),
             Err(_) => return Err(CommandError::StillOpen(duration::format(wait))),
         },
@@ -122,9 +125,9 @@ pub(crate) async fn drain(drain: Drain) -> Result<(), CommandError> {
 }
 
 /// Waits until a tracker has closed its port, or until another tracker answers there.
-async fn left(at: &TrackerArgs, generation: u64) -> Left {
+async fn left(at: &TrackerArgs, connection: &Transport, generation: u64) -> Left {
     loop {
-        if at.is_refused().await {
+        if at.has_closed_port(connection).await {
             return Left::Closed;
         }
         let stats = async {
