@@ -50,16 +50,35 @@ pub(super) fn reloaded() {
     notify(&[NotifyState::Ready]);
 }
 
+/// The longest time that the tracker asks the service manager for at once. One notification has room for 71 minutes.
+const LONGEST_EXTENSION: Duration = Duration::from_secs(3600);
+
 /// Reports that the tracker stops, once it does. The service manager then waits for `limit`, and a little longer.
 pub(super) async fn report_stop(stopping: CancellationToken, limit: Duration) -> Infallible {
     stopping.cancelled().await;
-    let limit = limit.saturating_add(STOP_MARGIN).as_micros();
     notify(&[
         NotifyState::Stopping,
         NotifyState::Status("finishing the calls in flight"),
-        NotifyState::ExtendTimeoutUsec(u32::try_from(limit).unwrap_or(u32::MAX)),
     ]);
+    extend(limit.saturating_add(STOP_MARGIN), |time| {
+        notify(&[NotifyState::ExtendTimeoutUsec(time)]);
+    })
+    .await;
     pending().await
+}
+
+/// Asks for a time in microseconds, in parts: each part is asked for while half of the part before is left.
+async fn extend(mut left: Duration, ask: impl Fn(u32)) {
+    loop {
+        let part = left.min(LONGEST_EXTENSION);
+        // The number is below a u32.
+        ask(part.as_micros() as u32);
+        if part == left {
+            return;
+        }
+        sleep(part / 2).await;
+        left -= part / 2;
+    }
 }
 
 /// Sends a sign of life twice within the watchdog's interval, if the service manager expects signs of life. This thread
@@ -93,6 +112,31 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_stop_is_asked_for_in_parts() {
+        let begun = tokio::time::Instant::now();
+        for (seconds, parts) in [(0, 1), (65, 1), (3600, 1), (2 * 3600, 3), (24 * 3600, 47)] {
+            let limit = Duration::from_secs(seconds);
+            let asked = std::cell::RefCell::new(Vec::new());
+            let start = tokio::time::Instant::now();
+            extend(limit, |time| {
+                let until = start.elapsed() + Duration::from_micros(time.into());
+                let mut asked = asked.borrow_mut();
+                // Each part is asked for before the part before ends.
+                assert!(
+                    asked
+                        .last()
+                        .is_none_or(|&before| start.elapsed() < before && before < until)
+                );
+                asked.push(until);
+            })
+            .await;
+            let asked = asked.into_inner();
+            assert_eq!((asked.len(), asked.last()), (parts, Some(&limit)), "{seconds}");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(26 * 3600));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_worker_that_is_stuck_starves_the_watchdog() {
