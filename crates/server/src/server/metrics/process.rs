@@ -1,15 +1,19 @@
 //! Figures of the process, under the names that Prometheus's client libraries share.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use procfs::process::{LimitValue, Process};
-use procfs::{ProcResult, boot_time_secs, page_size, ticks_per_second};
+use procfs::{ProcResult, page_size, ticks_per_second};
+use rustix::time::{ClockId, clock_gettime};
 
 /// The figures are read again at the earliest after this time, and after this many times as long as the reading took.
 /// So scrapes take a few percent of the thread at most, however many descriptors there are to count.
 const LEAST_AGE: Duration = Duration::from_secs(1);
 const REST: u32 = 50;
+
+/// If the start of the process differs by this number of seconds, somebody has set the wall clock.
+const CLOCK_SET: f64 = 5.0;
 
 /// Reads the figures, and keeps them for a while.
 #[derive(Debug, Default)]
@@ -30,10 +34,23 @@ impl ProcessReader {
         if let Some(kept) = kept.as_ref().filter(|kept| begun < kept.until) {
             return Ok(kept.figures);
         }
-        let figures = ProcessFigures::read()?;
+        let mut figures = ProcessFigures::read()?;
+        if let Some(kept) = kept.as_ref() {
+            figures.start_time = steady(figures.start_time, kept.figures.start_time);
+        }
         let until = begun + LEAST_AGE.max(begun.elapsed() * REST);
         *kept = Some(Kept { figures, until });
         Ok(figures)
+    }
+}
+
+/// Returns the start of the process. The clocks are read one after the other, and the wall clock is adjusted now and
+/// then. So the start that was reported before stays, unless somebody has set the clock: a start that changes looks
+/// like a restart.
+fn steady(start: f64, before: f64) -> f64 {
+    match (start - before).abs() < CLOCK_SET {
+        true => before,
+        false => start,
     }
 }
 
@@ -67,15 +84,24 @@ impl ProcessFigures {
                 LimitValue::Value(limit) => Some(limit),
                 LimitValue::Unlimited => None,
             },
-            start_time: boot_time_secs()? as f64 + stat.starttime as f64 / ticks,
+            start_time: start_time(stat.starttime as f64 / ticks),
         })
     }
 }
 
+/// Returns when the process started, in seconds since 1970. `after_boot`: in seconds since the machine was booted.
+///
+/// The boot time that procfs returns is that of the first call: it is wrong for ever if the clock was set later, as on
+/// a machine without a clock.
+fn start_time(after_boot: f64) -> f64 {
+    let uptime = clock_gettime(ClockId::Boottime);
+    let uptime = uptime.tv_sec as f64 + uptime.tv_nsec as f64 / 1e9;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_secs_f64() - (uptime - after_boot)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::{SystemTime, UNIX_EPOCH};
-
     use super::*;
 
     #[test]
@@ -97,6 +123,27 @@ mod tests {
             .map(|_| std::fs::File::open("/proc/self/stat").expect("/proc is there"))
             .collect();
         assert!(ProcessFigures::read().expect("/proc is there").open_fds >= 10);
+    }
+
+    /// A board without a clock starts in 1970, and learns the time from the network.
+    #[test]
+    fn the_start_follows_a_clock_that_is_set_and_no_small_adjustment() {
+        assert_eq!(steady(1_700_000_000.0, 12.0), 1_700_000_000.0);
+        assert_eq!(steady(12.0, 1_700_000_000.0), 12.0);
+        assert_eq!(steady(1_700_000_000.2, 1_700_000_000.0), 1_700_000_000.0);
+
+        let reader = ProcessReader::default();
+        let start = reader.read().expect("/proc is there").start_time;
+        let pretend = |start| {
+            let mut kept = reader.0.lock().expect("not poisoned");
+            let kept = kept.as_mut().expect("they were read");
+            kept.until = Instant::now();
+            kept.figures.start_time = start;
+        };
+        pretend(start - 1.0);
+        assert_eq!(reader.read().expect("/proc is there").start_time, start - 1.0);
+        pretend(12.0);
+        assert!((reader.read().expect("/proc is there").start_time - start).abs() < CLOCK_SET);
     }
 
     #[test]
