@@ -7,6 +7,7 @@
 //! limited time.
 
 use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -161,7 +162,7 @@ impl SnapshotWriter {
             // A hint: without it, the workers wait for the thread a little longer.
             let _ = setpriority_process(Some(gettid()), LOWEST_PRIORITY);
             while ended.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
-                writing.write(paced(&stops));
+                writing.write_caught(paced(&stops));
             }
             writing
         };
@@ -189,7 +190,7 @@ impl SnapshotWriter {
         // logged.
         let work = move || {
             if let Ok(mut writing) = thread.join() {
-                writing.write(|| Ok(()));
+                writing.write_caught(|| Ok(()));
             }
             let _ = done.send(());
         };
@@ -227,6 +228,15 @@ struct Writing {
 }
 
 impl Writing {
+    /// As [`write`](Self::write). A panic, which is logged, counts as a snapshot that cannot be written: otherwise the
+    /// thread would end, and no metric would show it.
+    fn write_caught(&mut self, pace: impl FnMut() -> io::Result<()>) {
+        // The next snapshot begins anew, and the counters have no critical sections.
+        if catch_unwind(AssertUnwindSafe(|| self.write(pace))).is_err() {
+            failed(&self.folder, &self.status, &io::Error::other("the thread has panicked"));
+        }
+    }
+
     fn write(&mut self, pace: impl FnMut() -> io::Result<()>) {
         let begun = Instant::now();
         let path = self.folder.path().display().to_string();
@@ -292,6 +302,17 @@ mod tests {
         assert!(begun.elapsed() >= LAST_SNAPSHOT_TIME);
         assert_eq!(status.successes(), 0);
         drop(disk);
+    }
+
+    #[test]
+    fn a_panic_is_a_snapshot_that_failed() {
+        let folder = TempDir::new().unwrap();
+        let mut writing = writing(&folder);
+        let status = Arc::clone(&writing.status);
+        writing.write_caught(|| panic!("on purpose"));
+        assert_eq!((status.failures(), status.is_failing()), (1, true));
+        writing.write_caught(|| Ok(()));
+        assert_eq!((status.successes(), status.is_failing()), (1, false));
     }
 
     #[test]

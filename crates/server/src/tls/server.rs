@@ -132,6 +132,13 @@ impl Certificates {
         self.0.is_failing.load(Ordering::Relaxed)
     }
 
+    /// Notes that an attempt to load the files has panicked. The next look at the files tries again.
+    pub(super) fn set_failing(&self) {
+        self.lock().set_failure(Some("a panic".to_owned()), Instant::now());
+        // Relaxed: as in `reload_with`.
+        self.0.is_failing.store(true, Ordering::Relaxed);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Fingerprints> {
         // A load that panicked has changed nothing.
         self.0.fingerprints.lock().unwrap_or_else(PoisonError::into_inner)

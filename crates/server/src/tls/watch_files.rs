@@ -7,6 +7,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info};
 
+use crate::config::ConfigError;
 use crate::tls::Certificates;
 
 /// The time between two looks at the files.
@@ -106,17 +108,26 @@ impl FileWatch {
         let (running, ended) = channel();
         let watch = move || {
             while ended.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
-                match certificates.reload_if_changed() {
-                    None => {}
-                    Some(Ok(())) => info!("the files have changed: reloaded the certificates"),
-                    Some(Err(error)) => {
-                        error!("the files have changed, but the certificates stay as they are: {error}")
-                    }
-                }
+                look(&certificates, Certificates::reload_if_changed);
             }
         };
         thread::Builder::new().name("certificates".into()).spawn(watch)?;
         Ok(Self { _running: running })
+    }
+}
+
+/// Looks at the files, and logs the result of a load. A panic, which is logged, counts as a load that failed: otherwise
+/// the thread would end, and no metric would show it.
+fn look(certificates: &Certificates, reload: impl FnOnce(&Certificates) -> Option<Result<(), ConfigError>>) {
+    // A load that panics has changed nothing.
+    match catch_unwind(AssertUnwindSafe(|| reload(certificates))) {
+        Ok(None) => {}
+        Ok(Some(Ok(()))) => info!("the files have changed: reloaded the certificates"),
+        Ok(Some(Err(error))) => error!("the files have changed, but the certificates stay as they are: {error}"),
+        Err(_) => {
+            certificates.set_failing();
+            error!("the files have changed, but the certificates stay as they are: the thread has panicked");
+        }
     }
 }
 
@@ -164,6 +175,15 @@ mod tests {
                 fs::write(self.path(name), text).unwrap();
             }
         }
+    }
+
+    #[test]
+    fn a_panic_is_a_load_that_failed() {
+        let (_files, certificates) = Files::new();
+        super::look(&certificates, |_| panic!("on purpose"));
+        assert!(certificates.is_failing());
+        super::look(&certificates, |certificates| Some(certificates.reload()));
+        assert!(!certificates.is_failing());
     }
 
     /// Looks at the files. Returns the reason if a load has failed.
