@@ -385,7 +385,7 @@ impl Server {
 
         drop(listeners);
         let drained = drain(&slots, max_connections, deadline, &self.draining).await;
-        workers.into_inner().stop();
+        workers.into_inner().stop().await;
         // After the last call, so that the snapshot has the changes of all calls.
         if let Some(snapshots) = snapshots {
             snapshots.finish().await;
@@ -400,6 +400,24 @@ mod tests {
     use std::future::pending;
 
     use super::*;
+
+    /// `/healthz` reports such a worker, so the operator restarts the tracker, and needs the last snapshot.
+    #[tokio::test]
+    async fn a_stop_with_a_stuck_worker_writes_the_last_snapshot() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let config = Config::default()
+            .listen_on("127.0.0.1:0")
+            .with("data_dir", folder.path().to_str().unwrap())
+            .unwrap();
+        let mut server = Server::bind(&config, Arc::default()).await.unwrap();
+        let (stuck, release) = Workers::with_stuck_worker();
+        server.workers = stuck;
+        let files = || std::fs::read_dir(folder.path()).unwrap().count();
+        let before = files();
+        let drained = server.run(async {}).await;
+        assert_eq!((drained, files()), (Drained::Completely, before + 1));
+        drop(release);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_task_that_panics_begins_again() {

@@ -1,6 +1,7 @@
 //! The worker threads, each with a single-threaded runtime. No two threads share a connection, so a call never changes
 //! threads.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -18,6 +19,9 @@ use crate::http2::connection::{self, ConnectionContext};
 use crate::log::peer::OfPeer;
 use crate::quota::ClientQuota;
 
+/// How long a server that stops waits for its workers. A worker ends within a turn of some milliseconds.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
 /// All workers. On drop, the workers cut their connections and end.
 #[derive(Debug)]
 pub(crate) struct Workers {
@@ -33,6 +37,8 @@ struct Worker {
     /// The number of connections that are open or wait in the queue.
     load: Arc<AtomicUsize>,
     counters: WorkerCounters,
+    /// Closed when the thread ends.
+    ended: oneshot::Receiver<Infallible>,
     thread: JoinHandle<()>,
 }
 
@@ -139,14 +145,48 @@ impl Workers {
         Liveness(self.workers.iter().map(|worker| worker.queue.downgrade()).collect())
     }
 
-    /// Cuts the remaining connections, and waits until the threads have ended.
-    pub(crate) fn stop(self) {
-        for Worker { queue, thread, .. } in self.workers {
-            drop(queue);
-            if thread.join().is_err() {
-                error!("a worker panicked");
+    /// Cuts the remaining connections, and waits until the threads have ended, for up to [`STOP_LIMIT`]. A thread that
+    /// is stuck must not keep the server from its last snapshot. Such a thread ends with the process.
+    pub(crate) async fn stop(self) {
+        let deadline = Instant::now() + STOP_LIMIT;
+        let (threads, queues): (Vec<_>, Vec<_>) = self
+            .workers
+            .into_iter()
+            .map(|worker| ((worker.ended, worker.thread), worker.queue))
+            .unzip();
+        drop(queues);
+        for (number, (ended, thread)) in threads.into_iter().enumerate() {
+            match timeout_at(deadline, ended).await {
+                Err(_) => error!("worker-{number} is stuck: the server stops without it"),
+                // The thread has nothing left to do.
+                Ok(_) if thread.join().is_err() => error!("worker-{number} panicked"),
+                Ok(_) => {}
             }
         }
+    }
+
+    /// Returns workers of which one is stuck, and a part that ends that worker when it is dropped.
+    #[cfg(test)]
+    pub(crate) fn with_stuck_worker() -> (Self, impl Sized) {
+        let (queue, orders) = mpsc::unbounded_channel();
+        let (running, ended) = oneshot::channel();
+        let (release, released) = std::sync::mpsc::channel::<Infallible>();
+        let stuck = move || {
+            let _ = released.recv();
+            drop((orders, running));
+        };
+        let worker = Worker {
+            queue,
+            load: Arc::default(),
+            counters: WorkerCounters::new(&crate::grpc::method::MethodTable::new(Vec::new())),
+            ended,
+            thread: thread::spawn(stuck),
+        };
+        let workers = Self {
+            workers: vec![worker],
+            handed_over: 0,
+        };
+        (workers, release)
     }
 }
 
@@ -205,13 +245,19 @@ impl Worker {
             .build()?;
         let (queue, orders) = mpsc::unbounded_channel();
         let counters = context.counters.clone();
-        let thread = thread::Builder::new()
-            .name(format!("worker-{number}"))
-            .spawn(move || work(&runtime, orders, &context))?;
+        let (running, ended) = oneshot::channel();
+        let work = move || {
+            // Dropped last, also after a panic.
+            let _running = running;
+            let (runtime, context) = (runtime, context);
+            work(&runtime, orders, &context);
+        };
+        let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(work)?;
         Ok(Self {
             queue,
             load: Arc::default(),
             counters,
+            ended,
             thread,
         })
     }
@@ -330,7 +376,16 @@ mod tests {
         liveness.check().await;
         assert_eq!(liveness.stuck(Duration::from_secs(60)).await, None);
 
-        workers.stop();
+        workers.stop().await;
         liveness.check().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_is_stuck_does_not_hold_up_the_stop() {
+        let (workers, release) = Workers::with_stuck_worker();
+        let begun = Instant::now();
+        workers.stop().await;
+        assert_eq!(begun.elapsed(), STOP_LIMIT);
+        drop(release);
     }
 }
