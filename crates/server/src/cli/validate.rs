@@ -28,6 +28,7 @@ pub(super) fn validate(Validate { file }: Validate) -> ExitCode {
         Err(error) => return fail(FAILURE, &error),
     };
     let checked = Config::read_with_changes(&file).and_then(|(config, changes)| {
+        config.check_ports()?;
         Certificates::load(&config)?;
         Ok(changes)
     });

@@ -303,6 +303,30 @@ impl Config {
         set.map_err(|reason| ConfigError::new(origin, reason))
     }
 
+    /// Checks that the diagnostics port is not the port for calls: a second attempt to listen on it would fail, too.
+    pub(crate) fn check_ports(&self) -> Result<(), ConfigError> {
+        let Some(diag) = &self.diag_addr else { return Ok(()) };
+        let host_and_port = |addr: &str| {
+            let (host, port) = addr.rsplit_once(':')?;
+            Some((host.to_ascii_lowercase(), port.parse::<u16>().ok()?))
+        };
+        let (calls, pages) = (host_and_port(&self.listen_addr.value), host_and_port(&diag.value));
+        if let Some(((calls, port), (pages, same))) = calls.zip(pages)
+            && port == same
+            && port != 0
+            // Without a host, it is every address.
+            && (calls == pages || calls.is_empty() || pages.is_empty())
+        {
+            let listen = &self.listen_addr.value;
+            let reason = format_args!(
+                "{:?} is the port of listen_addr ({listen:?}): diag_addr needs its own",
+                diag.value
+            );
+            return Err(ConfigError::new(diag.origin.clone(), reason));
+        }
+        Ok(())
+    }
+
     /// Returns the options of the server's table.
     pub fn table(&self) -> Builder {
         let routes = self.max_routes.value;

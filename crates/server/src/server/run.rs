@@ -161,6 +161,10 @@ impl Server {
         limits: Limits,
         listeners: Option<Listeners>,
     ) -> Result<Self, StartError> {
+        // The port of a socket that the caller has opened is not that of the configuration.
+        if listeners.is_none() {
+            config.check_ports()?;
+        }
         let limits = limits.fitted();
         let readiness = Arc::<Readiness>::default();
         let diagnostics = match &config.diag_addr {
