@@ -101,7 +101,7 @@ impl Serve {
             Ok(sockets) => sockets,
             Err(reason) => return fail(USAGE, &CommandError::Usage(reason)),
         };
-        let config = match self.config() {
+        let mut config = match self.config() {
             Ok(config) => config,
             Err(error) => return fail(USAGE, &error),
         };
@@ -122,7 +122,7 @@ impl Serve {
             Ok(signals) => signals,
             Err(error) => return fail(FAILURE, &error),
         };
-        open_files::raise_limit(config.max_connections.value);
+        config.max_connections.value = open_files::raise_limit(config.max_connections.value);
         let table = config.table().build().expect("the limits were checked");
         let table = Arc::new(table);
         let bind = async {

@@ -7,6 +7,8 @@ use nodetracker::RouteTable;
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::admin_service_client::AdminServiceClient;
 use nodetracker_server::{Limits, limits};
+use rustix::process::{Resource, Rlimit, prlimit};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -195,10 +197,14 @@ async fn headers_over_the_limit_break_one_call_only() {
 
 #[tokio::test]
 async fn running_out_of_descriptors_is_survived() {
-    let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 48 && exec \"$0\" serve --listen-addr 127.0.0.1:0"]);
-    command.arg(env!("CARGO_BIN_EXE_nodetracker"));
-    let mut server = Process::spawn(command);
+    let mut server = Process::serve(&[]);
+    // The server has adapted its limit of connections to the limit that it had at the start.
+    let server_id = rustix::process::Pid::from_raw(server.id().try_into().unwrap());
+    let few = Rlimit {
+        current: Some(48),
+        maximum: Some(48),
+    };
+    prlimit(server_id, Resource::Nofile, few).unwrap();
     let mut flood = Vec::new();
     for _ in 0..64 {
         flood.push(TcpStream::connect(server.addr).await.unwrap());
@@ -207,6 +213,44 @@ async fn running_out_of_descriptors_is_survived() {
     drop(flood);
     let mut client = connect(server.addr).await;
     client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
+}
+
+/// Connections that cannot end must not take the descriptors of the diagnostics port and of the snapshots.
+#[tokio::test]
+async fn connections_leave_descriptors_for_probes_and_snapshots() {
+    let folder = TempDir::new().unwrap();
+    let mut command = Command::new("sh");
+    let serve = "ulimit -n 400 && exec \"$0\" serve --listen-addr 127.0.0.1:0 --diag-addr 127.0.0.1:0 \
+                 --log-level debug --snapshot-interval 1s --max-share-per-client 100 --data-dir \"$1\"";
+    command.args(["-c", serve, env!("CARGO_BIN_EXE_nodetracker")]);
+    command.arg(folder.path());
+    let mut server = Process::spawn(command);
+    let log = server.logged("metrics are on ");
+    let diag = log.lines().next_back().unwrap().rsplit_once(' ').unwrap().1.to_owned();
+    // Each connection has a call in flight.
+    let mut busy = Vec::new();
+    for _ in 0..600 {
+        let stream = TcpStream::connect(server.addr).await.unwrap();
+        busy.push(tokio::spawn(async move {
+            let mut raw = Raw::try_over(stream).await.ok()?;
+            let call = raw.open(ADD).await;
+            Some((raw, call))
+        }));
+    }
+    server.logged("connection limit (");
+    let health = async {
+        let mut probe = TcpStream::connect(&diag).await.unwrap();
+        probe.write_all(b"GET /healthz HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut page = String::new();
+        probe.read_to_string(&mut page).await.unwrap();
+        page
+    };
+    let page = timeout(Duration::from_secs(5), health)
+        .await
+        .expect("the probe has a reply");
+    assert!(page.starts_with("HTTP/1.1 200 "), "{page}");
+    let log = server.logged(": wrote 0 routes");
+    assert!(!log.contains("cannot be written"), "{log}");
 }
 
 #[tokio::test]
