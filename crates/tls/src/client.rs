@@ -11,6 +11,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
+use crate::pem::FileError;
 use crate::{dates, pem};
 
 /// The protocol of gRPC connections that both sides ask for in the TLS handshake: HTTP/2.
@@ -53,8 +54,13 @@ pub enum ClientFile {
 ///
 /// If a file cannot be used.
 pub fn client_config(files: &ClientFiles<'_>) -> Result<Arc<ClientConfig>, ClientConfigError> {
-    let bad = |file| move |reason| ClientConfigError { file, reason };
-    let bad_ca = |error: &dyn Display| bad(ClientFile::Ca)(format!("{}: {error}", files.ca.display()));
+    let bad = |file| {
+        move |reason: FileError| ClientConfigError {
+            file,
+            reason: reason.to_string(),
+        }
+    };
+    let bad_ca = |error: &dyn Display| bad(ClientFile::Ca)(format!("{}: {error}", files.ca.display()).into());
     let trusted = pem::certificates(files.ca).map_err(bad(ClientFile::Ca))?;
     let roots = pem::roots(&trusted).map_err(|error| bad_ca(&error))?;
     let provider = Arc::new(aws_lc_rs::default_provider());
@@ -71,7 +77,7 @@ pub fn client_config(files: &ClientFiles<'_>) -> Result<Arc<ClientConfig>, Clien
         Some((key_file, cert_file)) => {
             let chain = pem::certificates(cert_file).map_err(bad(ClientFile::Certificate))?;
             let key = pem::private_key(key_file).map_err(bad(ClientFile::Key))?;
-            let unusable = |error| bad(ClientFile::Key)(format!("{}: {error}", key_file.display()));
+            let unusable = |error| bad(ClientFile::Key)(format!("{}: {error}", key_file.display()).into());
             config.with_client_auth_cert(chain, key).map_err(unusable)?
         }
     };

@@ -9,7 +9,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{Error, InconsistentKeys, ServerConfig};
 
-use crate::pem;
+use crate::pem::{self, FileError};
 
 /// The PEM files of a server.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +65,7 @@ pub fn server_config(files: &ServerFiles<'_>, alpn: &[u8]) -> Result<ServerConfi
             let bad = |error: &dyn Display| unusable(ServerFile::ClientCa, file, error);
             let authorities = pem::certificates(file).map_err(|reason| ServerConfigError {
                 file: ServerFile::ClientCa,
-                reason,
+                reason: reason.to_string(),
             })?;
             let roots = pem::roots(&authorities).map_err(|error| bad(&error))?;
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
@@ -91,16 +91,22 @@ pub fn certified_key(
     certificate_file: &Path,
     provider: &CryptoProvider,
 ) -> Result<CertifiedKey, ServerConfigError> {
-    let bad = |file| move |reason| ServerConfigError { file, reason };
+    let bad = |file| {
+        move |reason: FileError| ServerConfigError {
+            file,
+            reason: reason.to_string(),
+        }
+    };
     let chain = pem::certificates(certificate_file).map_err(bad(ServerFile::Certificate))?;
     let key = pem::private_key(key_file).map_err(bad(ServerFile::Key))?;
     CertifiedKey::from_der(chain, key, provider).map_err(|error| {
         let path = key_file.display();
-        bad(ServerFile::Key)(match error {
+        let reason = match error {
             Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
                 format!("{path} is not the key of {}", certificate_file.display())
             }
             error => format!("{path}: {error}"),
-        })
+        };
+        bad(ServerFile::Key)(reason.into())
     })
 }

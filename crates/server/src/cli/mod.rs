@@ -21,6 +21,7 @@ use crate::cli::commands::{CommandError, admin, bench, operate, top, watch};
 use crate::cli::generate::{Completions, ManPage};
 use crate::cli::serve::Serve;
 use crate::cli::validate::{Validate, validate};
+use crate::config::ConfigError;
 
 /// The exit code of an operation that failed.
 const FAILURE: u8 = 1;
@@ -32,7 +33,7 @@ const FOR_SCRIPTS: &str = "\
 Exit codes:
   0         The command did its work, even if the answer is empty
   1         The operation failed: for example, the tracker did not answer or refused the call,
-            or a port is taken; a later attempt may succeed
+            a port is taken, or a file cannot be read; a later attempt may succeed
   2         A flag, a variable, the configuration or a file that these name cannot be used;
             the command did nothing
   130, 143  SIGINT or SIGTERM ended the command; `bench`, and `serve` once it accepts
@@ -67,7 +68,7 @@ enum Command {
     /// Check a configuration file, and the keys and certificates that it names
     ///
     /// Prints "FILE: valid" and the keys whose values differ from the defaults. A mistake is the line that `serve`
-    /// prints, with exit code 2. Flags and variables count for nothing. No port is taken, and no name is looked up.
+    /// prints, with the same exit code. Flags and variables count for nothing. No port is taken, and no name is looked up.
     Validate(Validate),
     /// Record, or refresh, that a node can be reached through a proxy
     ///
@@ -205,6 +206,14 @@ fn exit_code(result: Result<(), CommandError>) -> ExitCode {
 fn fail(code: u8, error: &dyn std::error::Error) -> ExitCode {
     remark(&error.to_string());
     ExitCode::from(code)
+}
+
+/// Returns the exit code of an error in the configuration.
+fn code_of(error: &ConfigError) -> u8 {
+    match error.may_pass() {
+        true => FAILURE,
+        false => USAGE,
+    }
 }
 
 /// Writes a line to stderr.

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::cli::commands::CommandError;
 use crate::cli::signals::{Hangups, Signals};
-use crate::cli::{Cli, FAILURE, USAGE, fail, open_files, systemd};
+use crate::cli::{Cli, FAILURE, USAGE, code_of, fail, open_files, systemd};
 use crate::config::keys::{KEYS, Key};
 use crate::config::{Config, ConfigError, Origin};
 use crate::log::{self, LogLevel};
@@ -103,7 +103,7 @@ impl Serve {
         };
         let mut config = match self.config() {
             Ok(config) => config,
-            Err(error) => return fail(USAGE, &error),
+            Err(error) => return fail(code_of(&error), &error),
         };
         let (level, rust_log) = log_level(&config);
         let log = match log::init(config.log_format.value, level) {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::cli::commands::CommandError;
-use crate::cli::{FAILURE, USAGE, exit_code, fail, print};
+use crate::cli::{FAILURE, code_of, exit_code, fail, print};
 use crate::config::Config;
 use crate::log::{self, LogFormat};
 use crate::tls::Certificates;
@@ -34,7 +34,7 @@ pub(super) fn validate(Validate { file }: Validate) -> ExitCode {
     });
     let changes = match checked {
         Ok(changes) => changes,
-        Err(error) => return fail(USAGE, &error),
+        Err(error) => return fail(code_of(&error), &error),
     };
     let mut lines = format!("{}: valid\n", file.display());
     for (key, value) in changes {

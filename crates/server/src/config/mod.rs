@@ -7,9 +7,9 @@ mod file;
 pub(crate) mod keys;
 mod values;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fmt, io};
 
 use nodetracker::{Builder, ExpiryBrake, RouteTable};
 use thiserror::Error;
@@ -80,13 +80,31 @@ pub struct ConfigError {
     pub origin: Origin,
     /// What is wrong with it.
     pub reason: String,
+    /// Whether the setting may be usable later, without a change of the configuration.
+    may_pass: bool,
 }
 
 impl ConfigError {
     pub(crate) fn new(origin: Origin, reason: impl fmt::Display) -> Self {
         // A library's message may have several lines.
         let reason = reason.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-        Self { origin, reason }
+        Self {
+            origin,
+            reason,
+            may_pass: false,
+        }
+    }
+
+    /// Returns the error with a note whether the setting may be usable later.
+    pub(crate) fn that_may_pass(self, may_pass: bool) -> Self {
+        Self { may_pass, ..self }
+    }
+
+    /// Reports whether the setting may be usable later, without a change of the configuration. For example, a file
+    /// cannot be read because its file system is not mounted yet. A service manager may then try again.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        self.may_pass
     }
 }
 
@@ -260,8 +278,12 @@ impl Config {
     /// As [`read`](Self::read). Also returns the keys whose values differ from the defaults, with these values as text,
     /// in the order of the file.
     pub(crate) fn read_with_changes(file: &Path) -> Result<(Self, Given), ConfigError> {
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| ConfigError::new(Origin::File(file.into()), format_args!("cannot read: {error}")))?;
+        let unreadable = |error: io::Error| {
+            use io::ErrorKind::{InvalidData, InvalidInput, IsADirectory, NotADirectory};
+            let may_pass = !matches!(error.kind(), InvalidData | InvalidInput | IsADirectory | NotADirectory);
+            ConfigError::new(Origin::File(file.into()), format_args!("cannot read: {error}")).that_may_pass(may_pass)
+        };
+        let text = std::fs::read_to_string(file).map_err(unreadable)?;
         let (config, given) = file::parse(file, &text)?;
         let changes = given.into_iter().filter(|(key, value)| !is_default(key, value));
         Ok((config, changes.collect()))

@@ -50,14 +50,23 @@ const RESTART_PAUSE: Duration = Duration::from_millis(100);
 pub enum StartError {
     /// The configuration cannot be used, for example because a key is missing.
     #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The machine cannot grant now what the configuration asks for. A port is taken, a name does not resolve, or
-    /// another process uses the folder for snapshots.
+    Config(ConfigError),
+    /// The machine cannot grant now what the configuration asks for. A port is taken, a name does not resolve, a file
+    /// cannot be read, a key is not that of its certificate, or another process uses the folder for snapshots.
     #[error(transparent)]
     Unavailable(ConfigError),
     /// The system started no thread.
     #[error("cannot start a thread: {0}")]
     Threads(#[from] io::Error),
+}
+
+impl From<ConfigError> for StartError {
+    fn from(error: ConfigError) -> Self {
+        match error.may_pass() {
+            true => Self::Unavailable(error),
+            false => Self::Config(error),
+        }
+    }
 }
 
 fn unavailable(origin: &Origin, reason: impl fmt::Display) -> StartError {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use nodetracker_tls::pem;
+use nodetracker_tls::pem::{self, FileError};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -33,7 +33,7 @@ impl ClientCa {
         auth: ClientAuth,
         identity: ClientIdentity,
         provider: &Arc<CryptoProvider>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, FileError> {
         let authorities = pem::certificates(file)?;
         let unusable = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
         let roots = pem::roots(&authorities).map_err(|error| unusable(&error))?;

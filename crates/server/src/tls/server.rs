@@ -11,6 +11,7 @@ use std::time::{Instant, SystemTime};
 
 use nodetracker_tls::client::ALPN;
 use nodetracker_tls::dates::Dates;
+use nodetracker_tls::pem::FileError;
 use nodetracker_tls::{dates, pem};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -238,7 +239,7 @@ impl Sources {
             return Ok(None);
         };
         let ca = ClientCa::load(&file.value, self.client_auth, self.client_identity, provider)
-            .map_err(|reason| ConfigError::new(file.origin.clone(), reason))?;
+            .map_err(|error| of_file(file, &error))?;
         let before = before.and_then(|before| before.client_ca.as_ref());
         let same = before.filter(|before| before.authorities() == ca.authorities());
         Ok(Some(same.cloned().unwrap_or_else(|| Arc::new(ca))))
@@ -289,19 +290,25 @@ fn log_dates(file: &Path, chain: &[CertificateDer<'_>], consequence: &str) {
     }
 }
 
+/// Returns the error of a key of the configuration whose file cannot be used.
+fn of_file(file: &Setting<PathBuf>, error: &FileError) -> ConfigError {
+    ConfigError::new(file.origin.clone(), error).that_may_pass(error.may_pass())
+}
+
 fn load_pair(pair: &Keypair, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, ConfigError> {
     let Keypair { key_file, cert_file } = pair;
-    let chain =
-        pem::certificates(&cert_file.value).map_err(|reason| ConfigError::new(cert_file.origin.clone(), reason))?;
+    let chain = pem::certificates(&cert_file.value).map_err(|error| of_file(cert_file, &error))?;
     let bad_key = |reason: String| ConfigError::new(key_file.origin.clone(), reason);
-    let key = pem::private_key(&key_file.value).map_err(bad_key)?;
+    let key = pem::private_key(&key_file.value).map_err(|error| of_file(key_file, &error))?;
     match CertifiedKey::from_der(chain, key, provider) {
         Ok(certified) => Ok(Arc::new(certified)),
+        // A renewal may have replaced one of the two files.
         Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(bad_key(format!(
             "{} is not the key of {}",
             key_file.value.display(),
             cert_file.value.display()
-        ))),
+        ))
+        .that_may_pass(true)),
         Err(error) => Err(bad_key(format!("{}: {error}", key_file.value.display()))),
     }
 }

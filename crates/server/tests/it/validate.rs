@@ -1,6 +1,7 @@
 //! `nodetracker validate`: the mistakes that `serve` would report, without a server.
 
 use std::fs;
+use std::path::Path;
 
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
@@ -49,15 +50,16 @@ fn the_sample_file_is_valid_and_changes_nothing() {
 #[test]
 fn a_mistake_is_the_line_that_serve_prints() {
     let section = "node_tracker_service:\n";
-    let pair = |name| format!("{section}  https_keypairs:\n  - key_file: {name}.key\n    cert_file: a.crt\n");
     for text in [
         String::new(),
         format!("{section}  listen_adr: a:1\n"),
         format!("{section}  enabled: no\n"),
         format!("{section}  log_level: verbose\n"),
         format!("{section}  listen_addr: ::1:3029\n"),
-        pair("missing"),
-        pair("b"),
+        format!("{section}  listen_addr: :3029\n  diag_addr: :3029\n"),
+        format!("{section}  shutdown_delay: 18446744073709551615s 1000ms\n"),
+        format!("{section}  shutdown_delay: 366d\n"),
+        format!("{section}  https_keypairs:\n  - key_file: a.crt\n    cert_file: a.crt\n"),
     ] {
         let (_folder, file) = config_file(&text);
         key_pair(&file, "a", false);
@@ -71,6 +73,30 @@ fn a_mistake_is_the_line_that_serve_prints() {
         );
         assert_eq!(stderr(&validated), stderr(&served), "{text}");
         assert_eq!(stdout(&validated), "");
+    }
+}
+
+/// A file may come later: an agent writes it, or its file system is not mounted yet. So `serve` ends with another code,
+/// after which systemd tries again.
+#[test]
+fn a_file_that_may_come_is_no_mistake_of_the_configuration() {
+    let text = "node_tracker_service:\n  https_keypairs:\n  - key_file: a.key\n    cert_file: a.crt\n";
+    for change in [
+        |file: &Path| fs::remove_file(file.with_file_name("a.key")).unwrap(),
+        |file: &Path| fs::remove_file(file.with_file_name("a.crt")).unwrap(),
+        // Between the two renames of a renewal.
+        |file: &Path| fs::rename(file.with_file_name("b.key"), file.with_file_name("a.key")).unwrap(),
+        |file: &Path| fs::remove_file(file).unwrap(),
+    ] {
+        let (_folder, file) = config_file(text);
+        key_pair(&file, "a", false);
+        key_pair(&file, "b", false);
+        change(&file);
+        let name = file.to_str().unwrap();
+        let [validated, served] = [&["validate", name][..], &["serve", "--config", name]].map(run);
+        let printed = stderr(&served);
+        assert_eq!(served.status.code(), Some(1), "{printed}");
+        assert_eq!((validated.status.code(), stderr(&validated)), (Some(1), printed));
     }
 }
 
