@@ -10,14 +10,21 @@
 //! Only refusals write the counters, so calls that succeed cost nothing more.
 //!
 //! The log has a line for each refusal at the level debug. At the level info, it has a line for each reason within
-//! [`REPORT_INTERVAL`], with the count of the refusals since the line before. So a flood of refusals writes some
-//! megabytes a day.
+//! [`REPORT_INTERVAL`], with the count of the refusals since the line before. A refusal within the interval waits for
+//! [`report`], which writes the line when the interval has passed, and for the stop of the server. So the counts of the
+//! lines add up to the refusals. For some reasons, each client has lines of its own: an operator has to find every
+//! client whose certificate is wrong. A flood of refusals writes at most [`MAX_NAMED`] lines for a reason within the
+//! interval, and for most reasons a single line.
 
+use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt::Display;
-use std::sync::Mutex;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use tokio::time::sleep;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::field::display;
@@ -25,9 +32,20 @@ use tracing::{debug, info};
 
 use crate::log::peer;
 use crate::named::named;
+use crate::quota::ClientKey;
 
 /// How often the log has a line for one reason, at the level info.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often [`report`] looks for refusals whose line is due.
+const REPORT_PAUSE: Duration = Duration::from_secs(1);
+
+/// The most clients that have lines of their own for one reason within [`REPORT_INTERVAL`]. Further clients share a
+/// line.
+const MAX_NAMED: usize = 64;
+
+/// The target of this module's lines. At the level info, they have a limit of their own.
+pub(crate) const TARGET: &str = module_path!();
 
 named! { text
     /// Which limit was reached, or which right the client lacks.
@@ -82,6 +100,9 @@ named! { text
         Denied = "denied",
         /// A handshake failed: the client has no valid certificate of an authority in client_ca_file.
         ClientCertificate = "client_certificate",
+        /// A TLS handshake failed: the client does not trust the server's certificate, or speaks no TLS that the server
+        /// speaks.
+        TlsHandshake = "tls_handshake",
     }
 }
 
@@ -103,8 +124,14 @@ impl Reason {
             Reason::MetadataSize | Reason::MessageSize | Reason::ReplySize => None,
             Reason::CancelledCalls | Reason::FrameFlood => None,
             Reason::Connections | Reason::AddressConnections | Reason::Accept => None,
-            Reason::Denied | Reason::ClientCertificate => None,
+            Reason::Denied | Reason::ClientCertificate | Reason::TlsHandshake => None,
         }
+    }
+
+    /// Reports whether each client has lines of its own. An operator has to correct the client, or the server for this
+    /// client.
+    fn names_each_client(self) -> bool {
+        matches!(self, Reason::Denied | Reason::ClientCertificate | Reason::TlsHandshake)
     }
 }
 
@@ -112,26 +139,67 @@ impl Reason {
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
     counts: [AtomicU64; Reason::ALL.len()],
-    reports: [Mutex<LastLine>; Reason::ALL.len()],
+    reports: [Mutex<Report>; Reason::ALL.len()],
+    /// Refusals during which another thread had the lock of the report. The next line of all clients counts them.
+    missed: [AtomicU64; Reason::ALL.len()],
 }
 
-/// What the log has reported of one reason.
+/// What the log has to report of one reason: by client, or under `None` of all clients that have no line of their own.
 #[derive(Debug, Default)]
-struct LastLine {
-    at: Option<Instant>,
-    /// The count at that time.
+struct Report(HashMap<Option<ClientKey>, Pending>);
+
+/// Refusals that no line counts yet.
+#[derive(Debug)]
+struct Pending {
     count: u64,
+    /// When the next line may be written.
+    due: Instant,
+    last: Refused,
 }
 
-impl LastLine {
-    /// Returns the number of refusals since the last line, if the next line is due.
-    fn take_due(&mut self, count: u64, now: Instant) -> Option<u64> {
-        if self.at.is_some_and(|at| now < at + REPORT_INTERVAL) {
-            return None;
-        }
-        self.at = Some(now);
-        // Another thread may have reported a later refusal already.
-        Some(count.saturating_sub(std::mem::replace(&mut self.count, count)))
+/// One refusal.
+#[derive(Debug, Default)]
+struct Refused {
+    peer: Option<SocketAddr>,
+    error: Option<String>,
+}
+
+/// A line that is due.
+#[derive(Debug)]
+struct Line {
+    reason: Reason,
+    count: u64,
+    last: Refused,
+}
+
+impl Report {
+    /// Returns the refusals of a client that no line counts, or those of all clients without lines of their own.
+    fn pending(&mut self, client: Option<ClientKey>, now: Instant) -> &mut Pending {
+        let client = client.filter(|_| self.0.len() < MAX_NAMED || self.0.contains_key(&client));
+        self.0.entry(client).or_insert_with(|| Pending {
+            count: 0,
+            due: now,
+            last: Refused::default(),
+        })
+    }
+
+    /// Takes the counts that are due, or all counts. Forgets clients that were not refused within the interval.
+    fn take(&mut self, reason: Reason, now: Instant, all: bool) -> impl Iterator<Item = Line> {
+        self.0.retain(|_, pending| pending.count > 0 || now < pending.due);
+        let due = self.0.values_mut();
+        let due = due.filter(move |pending| pending.count > 0 && (all || now >= pending.due));
+        due.map(move |pending| Line {
+            reason,
+            last: std::mem::take(&mut pending.last),
+            count: pending.take(now),
+        })
+    }
+}
+
+impl Pending {
+    fn take(&mut self, now: Instant) -> u64 {
+        self.due = now + REPORT_INTERVAL;
+        std::mem::take(&mut self.count)
     }
 }
 
@@ -143,14 +211,56 @@ impl Refusals {
 
     /// As [`refuse`](Self::refuse). The lines of the log have the error.
     pub(crate) fn refuse_for(&self, reason: Reason, error: Option<&dyn Display>) -> CountedRefusal {
+        let client = peer::current().map(|peer| ClientKey::from(peer.ip()));
+        self.refuse_client(reason, client, error, Instant::now())
+    }
+
+    /// As [`refuse_for`](Self::refuse_for), for a client with a certificate. The client has lines of its own, and not
+    /// its address.
+    pub(crate) fn refuse_certified(&self, reason: Reason, client: ClientKey, error: &dyn Display) -> CountedRefusal {
+        self.refuse_client(reason, Some(client), Some(error), Instant::now())
+    }
+
+    fn refuse_client(
+        &self,
+        reason: Reason,
+        client: Option<ClientKey>,
+        error: Option<&dyn Display>,
+        now: Instant,
+    ) -> CountedRefusal {
+        let number = reason as usize;
         // Relaxed, as in `counts`: the counters guard no data.
-        let count = self.counts[reason as usize].fetch_add(1, Ordering::Relaxed) + 1;
-        // If another thread has the lock, that thread or the next line reports this refusal, too. A flood of refusals
-        // must not make the workers wait for each other.
-        let report = self.reports[reason as usize].try_lock();
-        let due = report
-            .ok()
-            .and_then(|mut report| report.take_due(count, Instant::now()));
+        self.counts[number].fetch_add(1, Ordering::Relaxed);
+        let client = client.filter(|_| reason.names_each_client());
+        // A flood of refusals must not make the workers wait for each other.
+        let report = match self.reports[number].try_lock() {
+            Ok(report) => Some(report),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        let due = match report {
+            Some(mut report) => {
+                let missed = match client {
+                    None => self.missed[number].swap(0, Ordering::Relaxed),
+                    Some(_) => 0,
+                };
+                let pending = report.pending(client, now);
+                pending.count += 1 + missed;
+                if now < pending.due {
+                    pending.last = Refused {
+                        peer: peer::current(),
+                        error: error.map(ToString::to_string),
+                    };
+                    None
+                } else {
+                    Some(pending.take(now))
+                }
+            }
+            None => {
+                self.missed[number].fetch_add(1, Ordering::Relaxed);
+                None
+            }
+        };
         let (name, text) = (reason.name(), reason.text());
         let error = error.map(display);
         match due {
@@ -161,12 +271,52 @@ impl Refusals {
         CountedRefusal { reason }
     }
 
+    /// Logs the refusals whose lines are due, or all that no line has counted.
+    fn log_pending(&self, now: Instant, all: bool) {
+        for (&reason, report) in Reason::ALL.iter().zip(&self.reports) {
+            let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+            let missed = self.missed[reason as usize].swap(0, Ordering::Relaxed);
+            if missed > 0 {
+                report.pending(None, now).count += missed;
+            }
+            let lines: Vec<_> = report.take(reason, now, all).collect();
+            drop(report);
+            for Line { reason, count, last } in lines {
+                let (peer, error) = (last.peer.map(display), last.error.map(display));
+                let (name, text) = (reason.name(), reason.text());
+                info!(reason = name, count, peer, error, "refused: {text}");
+            }
+        }
+    }
+
+    /// Returns a guard that logs the refusals which no line has counted, when it is dropped.
+    pub(crate) fn report_rest(&self) -> ReportRest<'_> {
+        ReportRest(self)
+    }
+
     /// Returns how often each reason occurred.
     pub(crate) fn counts(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
         Reason::ALL
             .iter()
             .zip(&self.counts)
             .map(|(&reason, count)| (reason, count.load(Ordering::Relaxed)))
+    }
+}
+
+/// Logs refusals when their lines are due, without end.
+pub(crate) async fn report(refusals: &Refusals) -> Infallible {
+    loop {
+        sleep(REPORT_PAUSE).await;
+        refusals.log_pending(Instant::now(), false);
+    }
+}
+
+/// Logs the refusals that no line has counted, when it is dropped.
+pub(crate) struct ReportRest<'r>(&'r Refusals);
+
+impl Drop for ReportRest<'_> {
+    fn drop(&mut self) {
+        self.0.log_pending(Instant::now(), true);
     }
 }
 
@@ -193,6 +343,7 @@ impl CountedRefusal {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::io::{self, Write};
     use std::sync::{Arc, mpsc};
 
     use super::*;
@@ -228,20 +379,152 @@ mod tests {
             .recv_timeout(Duration::from_secs(10))
             .expect("the refusal waits for the other thread");
         drop(reporting);
+        let lines = logged(|| refusals.log_pending(Instant::now(), false));
+        assert!(lines.len() == 1 && lines[0].contains(" count=1"), "{lines:?}");
         thread.join().expect("no panic").expect("the receiver is there");
         assert_eq!(refusals.counts().map(|(_, count)| count).sum::<u64>(), 1);
     }
 
-    #[test]
-    fn the_log_has_a_line_for_each_interval_and_counts_the_rest() {
-        let begin = Instant::now();
-        let mut report = LastLine::default();
-        assert_eq!(report.take_due(1, begin), Some(1));
-        for count in 2..10 {
-            assert_eq!(report.take_due(count, begin + REPORT_INTERVAL / 2), None);
+    /// What a test logs.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(line)
         }
-        assert_eq!(report.take_due(10, begin + REPORT_INTERVAL), Some(9));
-        assert_eq!(report.take_due(11, begin + REPORT_INTERVAL * 3 / 2), None);
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Returns the lines at the level info and above that a function logs.
+    fn logged(work: impl FnOnce()) -> Vec<String> {
+        let written = Written::default();
+        let writer = written.clone();
+        let lines = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::INFO)
+            .with_ansi(false)
+            .without_time()
+            .with_target(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(lines, work);
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn client(number: u8) -> ClientKey {
+        ClientKey::Certified(number.into())
+    }
+
+    fn peer_of(number: u8) -> Option<SocketAddr> {
+        Some(SocketAddr::from(([10, 0, 0, number], 1)))
+    }
+
+    #[test]
+    fn every_refusal_is_in_a_line_within_the_interval() {
+        let refusals = Refusals::default();
+        let begin = Instant::now();
+        let refuse = |peer: u8, error: &'static str, at: Instant| {
+            peer::with_peer(peer_of(peer), || {
+                refusals.refuse_client(Reason::MessageSize, None, Some(&error), at);
+            });
+        };
+        let line = |count: u64, rest: &str| {
+            format!(" INFO refused: A request message is too large. reason=\"message_size\" count={count} {rest}")
+        };
+        let first = logged(|| {
+            refuse(1, "first", begin);
+            for second in 1..10 {
+                refuse(2, "second", begin + Duration::from_secs(second));
+                refusals.log_pending(begin + Duration::from_secs(second), false);
+            }
+        });
+        assert_eq!(first, [line(1, "peer=10.0.0.1:1 error=first")]);
+        // No later refusal is needed.
+        let second = logged(|| refusals.log_pending(begin + REPORT_INTERVAL, false));
+        assert_eq!(second, [line(9, "peer=10.0.0.2:1 error=second")]);
+        let third = logged(|| {
+            refuse(3, "third", begin + REPORT_INTERVAL * 3 / 2);
+            refusals.log_pending(begin + REPORT_INTERVAL * 3 / 2, false);
+        });
+        assert_eq!(third, [""; 0]);
+        let rest = logged(|| drop(refusals.report_rest()));
+        assert_eq!(rest, [line(1, "peer=10.0.0.3:1 error=third")]);
+        assert_eq!(logged(|| drop(refusals.report_rest())), [""; 0]);
+        assert!(refusals.reports[Reason::MessageSize as usize].lock().unwrap().0.len() <= 1);
+    }
+
+    #[test]
+    fn each_client_with_a_wrong_certificate_is_named_up_to_a_limit() {
+        const CLIENTS: u8 = MAX_NAMED as u8 + 10;
+        let refusals = Refusals::default();
+        let begin = Instant::now();
+        let refuse = |number: u8, at| {
+            peer::with_peer(peer_of(number), || {
+                refusals.refuse_client(
+                    Reason::Denied,
+                    Some(client(number)),
+                    Some(&format_args!("client {number}")),
+                    at,
+                );
+            });
+        };
+        let both = logged(|| {
+            for _ in 0..10 {
+                refuse(1, begin);
+                refuse(2, begin);
+            }
+        });
+        assert_eq!(both.len(), 2, "{both:?}");
+        assert!(both[0].ends_with("count=1 peer=10.0.0.1:1 error=client 1"), "{both:?}");
+        assert!(both[1].ends_with("count=1 peer=10.0.0.2:1 error=client 2"), "{both:?}");
+        let mut later = logged(|| refusals.log_pending(begin + REPORT_INTERVAL, false));
+        later.sort();
+        assert!(
+            later[0].ends_with("count=9 peer=10.0.0.1:1 error=client 1"),
+            "{later:?}"
+        );
+        assert!(
+            later[1].ends_with("count=9 peer=10.0.0.2:1 error=client 2"),
+            "{later:?}"
+        );
+
+        // Then the two are forgotten, and a crowd has few lines that count everything.
+        let begin = begin + 2 * REPORT_INTERVAL;
+        let mut crowd = logged(|| {
+            refusals.log_pending(begin, false);
+            for _ in 0..3 {
+                (0..CLIENTS).for_each(|number| refuse(number, begin));
+            }
+        });
+        assert_eq!(crowd.len(), MAX_NAMED + 1);
+        crowd.extend(logged(|| refusals.log_pending(begin + REPORT_INTERVAL, false)));
+        assert_eq!(crowd.len(), 2 * (MAX_NAMED + 1));
+        let counts = crowd.iter().map(|line| {
+            let count = line.split_once(" count=").unwrap().1.split(' ').next().unwrap();
+            count.parse::<u32>().unwrap()
+        });
+        assert_eq!(counts.sum::<u32>(), 3 * u32::from(CLIENTS));
+        refusals.log_pending(begin + 3 * REPORT_INTERVAL, false);
+        assert_eq!(refusals.reports[Reason::Denied as usize].lock().unwrap().0.len(), 0);
+    }
+
+    #[test]
+    fn the_reason_of_each_refusal_is_in_the_log() {
+        for &reason in Reason::ALL {
+            let refusals = Refusals::default();
+            let lines = logged(|| {
+                peer::with_peer(peer_of(1), || {
+                    refusals.refuse_for(reason, Some(&"the error"));
+                });
+            });
+            let (name, text) = (reason.name(), reason.text());
+            let line = format!(" INFO refused: {text} reason=\"{name}\" count=1 peer=10.0.0.1:1 error=the error");
+            assert_eq!(lines, [line]);
+        }
         assert_eq!(
             Reason::AddressMemory.text(),
             "The client's address holds its share of the memory."

@@ -180,7 +180,9 @@ impl ConnectionRouter {
     /// Counts a call that was denied, so that an operator sees which certificate lacks a right.
     fn refuse_if_denied(&self, status: &Status) {
         if status.code() == Code::PermissionDenied {
-            self.refusals().refuse_for(Reason::Denied, Some(&status.message()));
+            let client = self.memory().client().key();
+            self.refusals()
+                .refuse_certified(Reason::Denied, client, &status.message());
         }
     }
 

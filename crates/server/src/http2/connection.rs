@@ -179,9 +179,13 @@ where
             Ok(Err(error)) => {
                 debug!(%error, "a TLS handshake failed");
                 let failure = tls_failure(&error);
-                if failure == HandshakeFailure::ClientCertificate {
-                    let refusals = context.memory.refusals();
-                    refusals.refuse_for(refusal::Reason::ClientCertificate, Some(&error));
+                let reason = match failure {
+                    HandshakeFailure::ClientCertificate => Some(refusal::Reason::ClientCertificate),
+                    HandshakeFailure::TlsAlert | HandshakeFailure::Tls => Some(refusal::Reason::TlsHandshake),
+                    _ => None,
+                };
+                if let Some(reason) = reason {
+                    context.memory.refusals().refuse_for(reason, Some(&error));
                 }
                 failure
             }

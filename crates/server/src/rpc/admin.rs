@@ -12,7 +12,7 @@ use nodetracker::{
 };
 use nodetracker_proto::v1;
 use tonic::Status;
-use tracing::{Level, enabled, warn};
+use tracing::{Level, debug, enabled, warn};
 
 use crate::convert::encode::{self, MAX_NODE_SIZE, RoutesEncoder};
 use crate::convert::parse;
@@ -60,7 +60,11 @@ impl Admin {
     ) -> Result<v1::RemoveProxyResponse, Status> {
         let id = parse::proxy_id(&request.proxy_id)?;
         let removed = self.table.remove_proxy_by_id(id);
-        warn!(peer = peer::field(), caller = %context.caller, removed, "AdminService.RemoveProxy: {id:?}");
+        // A call that changes nothing may come again and again.
+        match removed {
+            true => warn!(peer = peer::field(), caller = %context.caller, removed, "AdminService.RemoveProxy: {id:?}"),
+            false => debug!(caller = %context.caller, removed, "AdminService.RemoveProxy: {id:?}"),
+        }
         Ok(v1::RemoveProxyResponse { removed })
     }
 

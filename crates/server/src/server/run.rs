@@ -24,7 +24,7 @@ use crate::http2::connection::ConnectionContext;
 use crate::limits::Limits;
 use crate::memory::MemoryBudget;
 use crate::quota::Quotas;
-use crate::refusal::Refusals;
+use crate::refusal::{self, Refusals};
 use crate::rpc::instance_id::InstanceId;
 use crate::rpc::methods::methods;
 use crate::rpc::shutdown::{DrainRequest, Shutdown};
@@ -366,6 +366,8 @@ impl Server {
             ..
         } = self.limits;
         let slots = Arc::new(Semaphore::new(max_connections as usize));
+        // Also if a second signal drops this future.
+        let rest = refusals.report_rest();
         let stop = async {
             tokio::select! {
                 () = shutdown => {}
@@ -394,6 +396,7 @@ impl Server {
             }) => match never {},
             never = restarted("sweep", || sweep(&self.table, &self.watches, &sweeps)) => match never {},
             never = restarted("tail", || tail(&self.watches)) => match never {},
+            never = restarted("report", || refusal::report(&refusals)) => match never {},
         }
 
         drop(listeners);
@@ -403,6 +406,7 @@ impl Server {
         if let Some(snapshots) = snapshots {
             snapshots.finish().await;
         }
+        drop(rest);
         drained.log();
         drained
     }

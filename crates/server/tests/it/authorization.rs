@@ -162,6 +162,31 @@ async fn a_proxy_writes_its_own_routes_and_session() {
     assert_eq!(proxy.call(GET, node_request("node")).await.grpc, OK);
 }
 
+/// Otherwise a proxy that tries again and again hides the others.
+#[tokio::test]
+async fn the_log_names_every_client_that_is_denied() {
+    let pki = Pki::new();
+    let mut server = pki.serve_with_clients();
+    let mut log = String::new();
+    for name in ["proxy-1", "proxy-2"] {
+        let stream = TcpStream::connect(server.addr).await.unwrap();
+        let client = TlsConnector::from(Arc::new(pki.client_config(Some(&pki.teleport("Proxy", name)))));
+        let host = ServerName::try_from("127.0.0.1").unwrap();
+        let mut proxy = Raw::over(client.connect(host, stream).await.unwrap()).await;
+        for _ in 0..10 {
+            assert_eq!(proxy.call(ADD, add_request("other")).await.grpc, PERMISSION_DENIED);
+        }
+        // Before the stop, which reports the rest.
+        log += &server.logged("refused: The caller's certificate");
+        let line = log.lines().next_back().unwrap();
+        assert!(line.contains(&format!("CN={name}, O=Proxy")), "{line}");
+        assert!(line.contains("reason=\"denied\" count=1 peer=127.0.0.1:"), "{line}");
+    }
+    server.signal("TERM");
+    let (_, rest) = server.wait().await;
+    assert_eq!(rest.matches("reason=\"denied\" count=9 ").count(), 2, "{rest}");
+}
+
 #[tokio::test]
 async fn remove_node_of_a_proxy_removes_its_own_route() {
     let pki = Pki::new();

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use nodetracker_proto::v1;
+use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -56,6 +58,15 @@ async fn refused_call(server: &Process) {
     assert_eq!(refused.grpc, Some(8), "{refused:?}");
 }
 
+/// Returns the sum of the counts in all lines at the level info about a reason.
+fn counted(log: &str, reason: &str) -> usize {
+    let reason = format!("reason=\"{reason}\" count=");
+    let counts = log.lines().filter_map(|line| line.split_once(&reason));
+    counts
+        .map(|(_, rest)| rest.split(' ').next().unwrap().parse::<usize>().unwrap())
+        .sum()
+}
+
 #[tokio::test]
 async fn a_refusal_is_logged_with_its_reason_and_client_and_a_flood_is_counted() {
     const REFUSALS: usize = 50;
@@ -63,7 +74,7 @@ async fn a_refusal_is_logged_with_its_reason_and_client_and_a_flood_is_counted()
     for _ in 0..REFUSALS {
         refused_call(&server).await;
     }
-    let log = server.logged("refused: ");
+    let mut log = server.logged("refused: ");
     let line = log.lines().next_back().unwrap();
     assert!(
         line.contains(" INFO refused: A request message is too large."),
@@ -74,8 +85,21 @@ async fn a_refusal_is_logged_with_its_reason_and_client_and_a_flood_is_counted()
         "{line}"
     );
     server.signal("TERM");
-    let (_, log) = server.wait().await;
-    assert!(!log.contains("refused: "), "{log}");
+    log += &server.wait().await.1;
+    // Few lines, which count every refusal: the last line is due at the stop.
+    assert!(log.matches("refused: ").count() <= 4, "{log}");
+    assert_eq!(counted(&log, "message_size"), REFUSALS, "{log}");
+
+    // A second signal ends the server at once. The counts are logged nevertheless.
+    let mut server = Process::serve(&["--shutdown-delay", "1h"]);
+    for _ in 0..REFUSALS {
+        refused_call(&server).await;
+    }
+    server.signal("TERM");
+    let mut log = server.logged("NOT_SERVING for");
+    server.signal("TERM");
+    log += &server.wait().await.1;
+    assert_eq!(counted(&log, "message_size"), REFUSALS, "{log}");
 
     let mut server = Process::serve(&["--log-level", "debug"]);
     refused_call(&server).await;
@@ -83,6 +107,52 @@ async fn a_refusal_is_logged_with_its_reason_and_client_and_a_flood_is_counted()
     let log = server.logged(" DEBUG connection{peer=127.0.0.1:");
     let line = log.lines().find(|line| line.contains(" INFO connection{")).unwrap();
     assert_eq!(line.matches("peer=").count(), 1, "{line}");
+}
+
+/// Whatever a client is refused for, the operator finds the reason and the client in the log at the default level.
+#[tokio::test]
+async fn refusals_of_each_reason_have_a_line_of_their_own() {
+    let mut server = Process::serve(&["--max-routes", "1000", "--max-proxies", "1"]);
+    let mut raw = Raw::connect(server.addr).await;
+    let add_nodes = |proxy: &str, nodes: usize| {
+        let request = v1::AddNodesRequest {
+            proxy: Some(v1::Proxy {
+                proxy_id: proxy.into(),
+                cluster_name: String::new(),
+                addr: "proxy:1".into(),
+            }),
+            nodes: Some(v1::NodeIds {
+                uuids: vec![],
+                names: (0..nodes).map(|number| format!("node-{number}")).collect(),
+            }),
+        };
+        framed(&request.encode_to_vec())
+    };
+    let long = framed(&vec![0; nodetracker_server::limits::MAX_MESSAGE_SIZE + 1]);
+    let add_nodes_path = "/nodetracker.v1.RouteService/AddNodes";
+    for (path, request, code, reason, text) in [
+        (ADD, long, Some(8), "message_size", "A request message is too large."),
+        (
+            add_nodes_path,
+            add_nodes("proxy-1", 2000),
+            Some(8),
+            "table_routes",
+            "The table has its maximum of routes.",
+        ),
+        (
+            add_nodes_path,
+            add_nodes("proxy-2", 1),
+            Some(8),
+            "table_proxies",
+            "The table has its maximum of proxies.",
+        ),
+    ] {
+        let refused = raw.call(path, request).await;
+        assert_eq!(refused.grpc, code, "{refused:?}");
+        let log = server.logged(&format!("reason=\"{reason}\" count=1 peer=127.0.0.1:"));
+        let line = log.lines().next_back().unwrap();
+        assert!(line.contains(&format!(" INFO refused: {text} ")), "{line}");
+    }
 }
 
 #[tokio::test]

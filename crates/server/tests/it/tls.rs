@@ -114,6 +114,25 @@ fn client(
     config
 }
 
+/// The operator has to see it: after a renewal with a pair of another authority, every proxy breaks off.
+#[tokio::test]
+async fn a_client_that_distrusts_the_server_is_in_the_log() {
+    let pki = Pki::new();
+    pki.issue("tracker", "127.0.0.1");
+    let mut server = pki.serve(&[("tracker.key", "tracker.crt")]);
+    for _ in 0..3 {
+        handshake(&Pki::new(), &server, "127.0.0.1", b"h2").await.unwrap_err();
+    }
+    let mut log = server.logged("reason=\"tls_handshake\"");
+    let line = log.lines().next_back().unwrap().to_owned();
+    assert!(line.contains(" INFO refused: A TLS handshake failed"), "{line}");
+    assert!(line.contains(" count=1 peer=127.0.0.1:"), "{line}");
+    assert!(line.contains("UnknownCA"), "{line}");
+    server.signal("TERM");
+    log += &server.wait().await.1;
+    assert!(log.matches("reason=\"tls_handshake\"").count() <= 2, "{log}");
+}
+
 /// Shakes hands as a client of `pki`'s authority that asks for this name and protocol.
 async fn handshake(pki: &Pki, server: &Process, name: &str, protocol: &[u8]) -> Result<(), String> {
     shake_hands(pki, server.addr, name, protocol).await.map(drop)
@@ -449,16 +468,22 @@ fn unusable_key_pairs_are_refused() {
         ),
         (
             ("missing.pem", "a.crt"),
+            1,
             format!("{key}: cannot read {missing}: No such file"),
         ),
-        (("a.crt", "a.crt"), format!("{key}: {a_crt}: no private key")),
+        (("a.crt", "a.crt"), 2, format!("{key}: {a_crt}: no private key")),
         (
             ("a.key", "missing.pem"),
+            1,
             format!("{cert}: cannot read {missing}: No such file"),
         ),
-        (("a.key", "empty.pem"), format!("{cert}: {empty}: has no certificate")),
-        (("a.key", "a.key"), format!("{cert}: {a_key}: has no certificate")),
-        (("a.key", "broken.pem"), format!("{cert}: {broken}: ")),
+        (
+            ("a.key", "empty.pem"),
+            2,
+            format!("{cert}: {empty}: has no certificate"),
+        ),
+        (("a.key", "a.key"), 2, format!("{cert}: {a_key}: has no certificate")),
+        (("a.key", "broken.pem"), 2, format!("{cert}: {broken}: ")),
     ] {
         let refused = run(&["serve", "--config", &pki.config(&[pair])]);
         assert_eq!(refused.status.code(), Some(code), "{pair:?}");

@@ -51,6 +51,16 @@ const ALERTS: &[(&str, Option<&str>, &str)] = &[
         "nodetracker_refusals_total{reason=\"denied\"} @",
     ),
     (
+        "TrackerHandshakesFail",
+        Some("handshake_failures"),
+        "nodetracker_handshake_failures_total{reason=\"tls_alert\"} @",
+    ),
+    (
+        "TrackerHandshakesFail",
+        Some("handshake_failures"),
+        "nodetracker_handshake_failures_total{reason=\"tls\"} @",
+    ),
+    (
         "TrackerCallsFail",
         Some("failed_calls_per_second"),
         "nodetracker_calls_total{code=\"INTERNAL\"} @",
@@ -112,6 +122,9 @@ nodetracker_certificate_expiry_timestamp_seconds{file=\"a\"} 2000000000
 nodetracker_certificate_reload_failing 0
 nodetracker_refusals_total{reason=\"accept\"} 9
 nodetracker_refusals_total{reason=\"denied\"} 9
+nodetracker_handshake_failures_total{reason=\"tls_alert\"} 9
+nodetracker_handshake_failures_total{reason=\"tls\"} 9
+nodetracker_handshake_failures_total{reason=\"closed\"} @
 nodetracker_calls_total{code=\"INTERNAL\"} 9
 nodetracker_calls_total{code=\"OK\"} @
 nodetracker_snapshot_interval_seconds 60

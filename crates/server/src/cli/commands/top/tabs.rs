@@ -421,7 +421,13 @@ impl From<'_> {
     }
 
     fn handshake_failures(&self) -> Row {
+        // The other reasons are the clients' affair, such as probes that close the connection.
+        let rates = self.interval.rates(HANDSHAKE_FAILURES, &["reason"]);
+        let is_alert = ["tls_alert", "tls"]
+            .iter()
+            .any(|reason| rates.get(&[*reason][..]).is_some_and(|&rate| rate > 0.0));
         self.counted("Failed handshakes", "handshake_failures", HANDSHAKE_FAILURES)
+            .alert_if(is_alert)
     }
 
     /// Returns how many streams of a method have ended, by code.
