@@ -74,12 +74,18 @@ impl Metric {
     }
 }
 
+/// The revision of the sources, if the builder sets this variable. The build itself asks no version control.
+const REVISION: &str = match option_env!("BUILD_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
 /// All metrics, in the order of the page.
 #[rustfmt::skip]
 pub(super) static METRICS: &[Metric] = &[
-    labelled("nodetracker_build_info", MetricKind::Gauge, &["version"],
-        "Always 1; the label is the version of the server",
-        |_, to| to.of([env!("CARGO_PKG_VERSION")], 1_u64)),
+    labelled("nodetracker_build_info", MetricKind::Gauge, &["version", "revision"],
+        "Always 1; the labels are the version of the server, and the revision that its builder gave",
+        |_, to| to.of([env!("CARGO_PKG_VERSION"), REVISION], 1_u64)),
     single("nodetracker_ready", MetricKind::Gauge,
         "1 if the server takes calls, 0 while it starts or stops",
         |from, to| to.only(from.sources.readiness.check().is_ok())),
