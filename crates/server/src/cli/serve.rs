@@ -254,7 +254,7 @@ async fn reload(certificates: Option<Certificates>) {
         error!("SIGHUP: the certificates stay as they are: {error}");
     }
     match reloaded.await {
-        Ok(Ok(())) => info!("SIGHUP: reloaded the certificates"),
+        Ok(Ok(())) => info!("SIGHUP: reloaded the certificates; the configuration is read only at the start"),
         Ok(Err(error)) => error!("SIGHUP: the certificates stay as they are: {error}"),
         // No thread was started, or it panicked, which is logged.
         Err(_) => {}
