@@ -88,7 +88,8 @@ pub enum Event {
     },
     /// A proxy was registered again with another address or cluster, which applies to all its routes.
     ProxyChanged {
-        /// The proxy. Look it up for its present details.
+        /// The proxy. Look it up for its present details. If it was removed meanwhile, it has none, and the event of
+        /// the removal may come before or after this event.
         proxy: ProxyRef,
     },
 }

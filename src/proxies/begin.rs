@@ -6,6 +6,7 @@ use crate::error::{BeginError, RegisterError};
 use crate::proxies::id::ProxyId;
 use crate::proxies::incarnations::{Standing, standing_beside};
 use crate::proxies::owner::RegistryGuard;
+use crate::proxies::register::ReportedDetails;
 use crate::proxies::{Moment, Proxies};
 use crate::sync::{Guard, failpoint};
 use crate::types::client::ReportedProxy;
@@ -18,6 +19,8 @@ pub(crate) struct BegunIncarnation {
     pub(crate) proxy: ProxyRef,
     /// The incarnation had begun before, and its proxy was registered ever since.
     pub(crate) is_resumed: bool,
+    /// As in [`Registered`](crate::proxies::register::Registered).
+    pub(crate) has_moved: bool,
     /// The reference of the older incarnation, which was removed.
     pub(crate) replaced: Option<ProxyRef>,
 }
@@ -95,12 +98,12 @@ impl Proxies {
         Ok(new)
     }
 
-    /// Registers a proxy with an incarnation, unless the incarnation is stale. `moved` is as in `register_locked`.
+    /// Registers a proxy with an incarnation, unless the incarnation is stale.
     pub(crate) fn begin(
         &self,
         reported: ReportedProxy<'_>,
         incarnation: NonZeroU64,
-        moved: Option<impl FnOnce(ProxyRef)>,
+        details: ReportedDetails,
         at: Moment,
         guard: &Guard,
     ) -> Result<BegunIncarnation, BeginError> {
@@ -111,13 +114,14 @@ impl Proxies {
         while let Some(registered) = self.registered(id, guard)
             && let Some(current) = self.numbers.incarnation(registered.number)
             && standing_beside(current, incarnation)? == Standing::Current
-            && (moved.is_none() || self.has_details(registered, proxy, guard))
+            && (details == ReportedDetails::Ignore || self.has_details(registered, proxy, guard))
             && self.counts_for(registered, client)
         {
             if self.keep(registered, at.now) {
                 return Ok(BegunIncarnation {
                     proxy: registered,
                     is_resumed: true,
+                    has_moved: false,
                     replaced: None,
                 });
             }
@@ -138,13 +142,18 @@ impl Proxies {
             (Standing::Replaces, Some(old)) => BegunIncarnation {
                 proxy: self.replace(old, reported, incarnation, at.now, owner, guard)?,
                 is_resumed: false,
+                has_moved: false,
                 replaced: Some(old),
             },
-            _ => BegunIncarnation {
-                proxy: self.register_locked(reported, moved, Some(incarnation), at.now, owner, guard)?,
-                is_resumed: standing == Standing::Current,
-                replaced: None,
-            },
+            _ => {
+                let registered = self.register_locked(reported, details, Some(incarnation), at.now, owner, guard)?;
+                BegunIncarnation {
+                    proxy: registered.proxy,
+                    is_resumed: standing == Standing::Current,
+                    has_moved: registered.has_moved,
+                    replaced: None,
+                }
+            }
         };
         if current.is_none() {
             owner.incarnations.begin(id);

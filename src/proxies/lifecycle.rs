@@ -223,8 +223,9 @@ mod tests {
                 addr: "a:1",
             };
             let proxy = proxies
-                .register((&proxy).into(), 0, &pin(), |_| ())
-                .expect("there is room");
+                .register((&proxy).into(), 0, &pin())
+                .expect("there is room")
+                .proxy;
             let entry = proxies.current(proxy).expect("it is registered");
             visit(&proxies, 1);
             assert!(entry.life().is_closing());
@@ -258,8 +259,9 @@ mod tests {
                 addr: &addr,
             };
             let proxy = proxies
-                .register((&proxy).into(), 0, &guard, |_| ())
-                .expect("there is room");
+                .register((&proxy).into(), 0, &guard)
+                .expect("there is room")
+                .proxy;
             assert!(proxies.remove(proxy, 0, &guard));
         }
         assert_eq!(proxies.ids.len(&guard), 0, "removed IDs are in the map");

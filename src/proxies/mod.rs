@@ -66,7 +66,7 @@ mod lifecycle;
 #[cfg(all(test, loom))]
 mod models;
 mod owner;
-mod register;
+pub(crate) mod register;
 mod registry;
 mod restarts;
 pub(crate) mod route_counts;

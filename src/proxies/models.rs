@@ -8,6 +8,7 @@ use loom::thread;
 
 use crate::error::BeginError;
 use crate::proxies::id::ProxyId;
+use crate::proxies::register::ReportedDetails;
 use crate::proxies::{Moment, Proxies, ProxyLimits};
 use crate::sync::{epoch, pin};
 use crate::types::proxy::{Proxy, ProxyRef};
@@ -35,8 +36,9 @@ impl World {
 
     fn register(&self, id: &str) -> ProxyRef {
         self.proxies
-            .register((&proxy(id)).into(), 0, &pin(), |_| ())
+            .register((&proxy(id)).into(), 0, &pin())
             .expect("there is room")
+            .proxy
     }
 
     /// Like `RouteTable::begin_incarnation`.
@@ -45,7 +47,7 @@ impl World {
         let begun = self.proxies.begin(
             (&proxy(id)).into(),
             incarnation,
-            Some(|_| ()),
+            ReportedDetails::Apply,
             Moment::new(0, 0),
             &pin(),
         );
@@ -182,8 +184,11 @@ fn a_proxy_is_found_with_its_details() {
             addr: "b:1",
             ..proxy(id)
         };
-        let moved = world.proxies.register((&moved).into(), 0, &pin(), |_| ());
-        assert_eq!(moved, Ok(registered));
+        let moved = world.proxies.register((&moved).into(), 0, &pin());
+        assert_eq!(
+            moved.map(|moved| (moved.proxy, moved.has_moved)),
+            Ok((registered, true))
+        );
         finders.into_iter().for_each(|finder| finder.join().expect("it ends"));
     });
 }

@@ -13,6 +13,33 @@ use crate::sync::{Guard, Ordering, failpoint};
 use crate::types::client::ReportedProxy;
 use crate::types::proxy::{Proxy, ProxyRef};
 
+/// What becomes of the details that a call reports for a registered proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReportedDetails {
+    /// The proxy gets them.
+    Apply,
+    /// The proxy keeps the details that it has.
+    Ignore,
+}
+
+/// A registered proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Registered {
+    pub(crate) proxy: ProxyRef,
+    /// Whether the call has changed the details of a proxy that was registered before. The caller reports the change to
+    /// subscribers after the registry's lock is released, because the report calls wakers.
+    pub(crate) has_moved: bool,
+}
+
+impl From<ProxyRef> for Registered {
+    fn from(proxy: ProxyRef) -> Self {
+        Self {
+            proxy,
+            has_moved: false,
+        }
+    }
+}
+
 /// The most bytes of text that a new proxy needs, less the length byte of one text.
 fn text_len(proxy: &Proxy<'_>) -> usize {
     let id = match ProxyId::of(proxy.id) {
@@ -27,14 +54,13 @@ fn text_len(proxy: &Proxy<'_>) -> usize {
 }
 
 impl Proxies {
-    /// Registers a proxy, or updates its details and then calls `moved`. Records `tick` as its last use.
+    /// Registers a proxy, or updates its details. Records `tick` as its last use.
     pub(crate) fn register(
         &self,
         reported: ReportedProxy<'_>,
         tick: u64,
         guard: &Guard,
-        moved: impl FnOnce(ProxyRef),
-    ) -> Result<ProxyRef, RegisterError> {
+    ) -> Result<Registered, RegisterError> {
         let proxy = reported.proxy;
         let id = ProxyId::of(proxy.id);
         // Nearly always the proxy is registered with the same details: no lock, and no check, because registered
@@ -43,11 +69,12 @@ impl Proxies {
             && self.has_details(registered, proxy, guard)
         {
             if self.keep(registered, tick) {
-                return Ok(registered);
+                return Ok(registered.into());
             }
         }
         proxy.check()?;
-        self.register_locked(reported, Some(moved), None, tick, &mut self.own(guard), guard)
+        let details = ReportedDetails::Apply;
+        self.register_locked(reported, details, None, tick, &mut self.own(guard), guard)
     }
 
     /// Registers a proxy. If it is registered already, it keeps its details.
@@ -58,8 +85,9 @@ impl Proxies {
         guard: &Guard,
     ) -> Result<ProxyRef, RegisterError> {
         proxy.check()?;
-        let keep = None::<fn(ProxyRef)>;
-        self.register_locked(proxy.into(), keep, None, tick, &mut self.own(guard), guard)
+        let details = ReportedDetails::Ignore;
+        let registered = self.register_locked(proxy.into(), details, None, tick, &mut self.own(guard), guard)?;
+        Ok(registered.proxy)
     }
 
     /// Whether a proxy that was registered when the guard was pinned, or later, has these details.
@@ -78,42 +106,42 @@ impl Proxies {
         kept
     }
 
-    /// Registers a proxy whose strings were checked. A registered proxy keeps its details if `moved` is `None`. An
-    /// incarnation, if given, becomes the proxy's.
+    /// Registers a proxy whose strings were checked. An incarnation, if given, becomes the proxy's.
     pub(super) fn register_locked(
         &self,
         reported: ReportedProxy<'_>,
-        moved: Option<impl FnOnce(ProxyRef)>,
+        reported_details: ReportedDetails,
         incarnation: Option<NonZeroU64>,
         tick: u64,
         owner: &mut RegistryGuard<'_>,
         guard: &Guard,
-    ) -> Result<ProxyRef, RegisterError> {
+    ) -> Result<Registered, RegisterError> {
         let ReportedProxy { proxy, client } = reported;
         if let Some(registered) = self.find(proxy.id, guard)
             && let Some(entry) = self.numbers.get(registered.number)
         {
             // The proxy cannot die now: that needs the lock.
-            if let Some(moved) = moved
-                && !self.has_details(registered, proxy, guard)
-            {
+            let has_moved = reported_details == ReportedDetails::Apply && !self.has_details(registered, proxy, guard);
+            if has_moved {
                 let details = owner.intern(proxy.cluster_name, proxy.addr);
                 owner.set_details(entry, details);
-                moved(registered);
             }
             if incarnation.is_some() {
                 self.numbers.set_incarnation(registered.number, incarnation);
             }
             self.move_to_client(registered.number, client, owner);
             self.keep(registered, tick);
-            return Ok(registered);
+            return Ok(Registered {
+                proxy: registered,
+                has_moved,
+            });
         }
         if self.len() >= self.limit() {
             return Err(self.too_many());
         }
         self.check_client(client, owner)?;
         // Resumed and restored proxies were there before.
-        if moved.is_some() && !self.has_text_room(text_len(proxy)) {
+        if reported_details == ReportedDetails::Apply && !self.has_text_room(text_len(proxy)) {
             return Err(RegisterError::TooMuchText {
                 limit: self.limits.text_bytes,
             });
@@ -123,7 +151,7 @@ impl Proxies {
         self.ids.insert(new.number, guard);
         // Relaxed: only holders of the lock change the number, and compare it with the limit.
         self.registered.fetch_add(1, Ordering::Relaxed);
-        Ok(new)
+        Ok(new.into())
     }
 
     pub(super) fn too_many(&self) -> RegisterError {

@@ -3,6 +3,7 @@
 use std::num::NonZeroU64;
 
 use crate::error::BeginError;
+use crate::proxies::register::ReportedDetails;
 use crate::sync::{Guard, pin};
 use crate::table::RouteTable;
 use crate::types::client::ReportedProxy;
@@ -82,8 +83,7 @@ impl RouteTable {
         incarnation: NonZeroU64,
     ) -> Result<Incarnation, BeginError> {
         let guard = pin();
-        let moved = |proxy| self.proxy_moved(proxy, &guard);
-        self.begin_pinned(proxy.into(), incarnation, Some(moved), &guard)
+        self.begin_pinned(proxy.into(), incarnation, ReportedDetails::Apply, &guard)
     }
 
     /// Begins an incarnation again, like [`begin_incarnation`](Self::begin_incarnation), except that a registered proxy
@@ -99,20 +99,19 @@ impl RouteTable {
         incarnation: NonZeroU64,
     ) -> Result<Incarnation, BeginError> {
         let guard = pin();
-        let keep = None::<fn(ProxyRef)>;
-        self.begin_pinned(proxy.into(), incarnation, keep, &guard)
+        self.begin_pinned(proxy.into(), incarnation, ReportedDetails::Ignore, &guard)
     }
 
     fn begin_pinned(
         &self,
         proxy: ReportedProxy<'_>,
         incarnation: NonZeroU64,
-        moved: Option<impl FnOnce(ProxyRef)>,
+        details: ReportedDetails,
         guard: &Guard,
     ) -> Result<Incarnation, BeginError> {
         let begun = self
             .proxies()
-            .begin(proxy, incarnation, moved, self.moment(), guard)
+            .begin(proxy, incarnation, details, self.moment(), guard)
             .inspect_err(|error| match error {
                 BeginError::Proxy(error) => self.proxy_refused(error),
                 BeginError::RestartsTooOften => self.request_sweep(),
@@ -122,6 +121,9 @@ impl RouteTable {
             })?;
         if let Some(replaced) = begun.replaced {
             self.proxy_removed(replaced, guard);
+        }
+        if begun.has_moved {
+            self.proxy_moved(begun.proxy, guard);
         }
         Ok(Incarnation {
             proxy: begun.proxy,

@@ -57,8 +57,9 @@ impl RouteTable {
         let guard = pin();
         let removed = self.proxies.remove(proxy, self.now(), &guard);
         if removed {
-            self.proxy_removed(proxy, &guard);
+            // First: a waker may panic.
             self.request_sweep();
+            self.proxy_removed(proxy, &guard);
         }
         removed
     }
@@ -96,9 +97,12 @@ impl RouteTable {
         now: u64,
         guard: &Guard,
     ) -> Result<ProxyRef, RegisterError> {
-        let moved = |proxy| self.proxy_moved(proxy, guard);
-        let registered = self.proxies.register(proxy, now, guard, moved);
-        registered.inspect_err(|error| self.proxy_refused(error))
+        let registered = self.proxies.register(proxy, now, guard);
+        let registered = registered.inspect_err(|error| self.proxy_refused(error))?;
+        if registered.has_moved {
+            self.proxy_moved(registered.proxy, guard);
+        }
+        Ok(registered.proxy)
     }
 
     /// Asks the sweeper for the numbers and the texts of removed proxies, if a proxy was refused for want of room.
@@ -111,13 +115,15 @@ impl RouteTable {
         }
     }
 
-    /// Marks for subscribers that a proxy's details have changed.
-    pub(crate) fn proxy_moved(&self, proxy: ProxyRef, guard: &Guard) {
+    /// Marks for subscribers that a proxy's details have changed. Wakes the subscribers, so the caller must not hold the
+    /// registry's lock: a waker may wait for it.
+    pub(super) fn proxy_moved(&self, proxy: ProxyRef, guard: &Guard) {
         self.feed.mark(Feed::PROXIES, guard, || Event::ProxyChanged { proxy });
     }
 
-    /// Marks for subscribers that a proxy was removed.
-    pub(crate) fn proxy_removed(&self, proxy: ProxyRef, guard: &Guard) {
+    /// Marks for subscribers that a proxy was removed. The caller must not hold the registry's lock, as for
+    /// [`proxy_moved`](Self::proxy_moved).
+    pub(super) fn proxy_removed(&self, proxy: ProxyRef, guard: &Guard) {
         self.feed.mark(Feed::PROXIES, guard, || Event::ProxyRemoved {
             proxy,
             id: self.proxies.id(proxy, guard).as_str().into(),

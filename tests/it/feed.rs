@@ -1,7 +1,11 @@
 //! The change feed, and `explain`.
 
 use std::collections::{HashMap, HashSet};
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Wake, Waker};
+use std::thread;
 use std::time::Duration;
 
 use nodetracker::{Event, LostChanges, NodeId, Proxy, ProxyRef, Reason, RouteTable, Verdict};
@@ -57,6 +61,69 @@ fn each_change_of_a_node_is_told_once_and_refreshes_are_not() {
     assert!(table.remove_proxy(two));
     let id = "proxy-2".into();
     assert_eq!(events(&mut subscription), [Event::ProxyRemoved { proxy: two, id }]);
+}
+
+/// A waker that registers a proxy, which takes the registry's lock.
+struct Register(Arc<RouteTable>);
+
+impl Wake for Register {
+    fn wake(self: Arc<Self>) {
+        register(&self.0, "proxy-of-the-waker");
+    }
+}
+
+/// Each call changes a proxy under the registry's lock, and wakes the subscriber after the lock is released.
+#[test]
+fn a_waker_may_take_the_registrys_lock() {
+    fn moved(id: &str) -> Proxy<'_> {
+        Proxy {
+            id,
+            cluster_name: "main",
+            addr: "10.0.0.2:3080",
+        }
+    }
+    let begin = |table: &RouteTable, incarnation| {
+        let incarnation = NonZeroU64::new(incarnation).expect("not zero");
+        let begun = table.begin_incarnation(&moved("proxy-2"), incarnation);
+        begun.expect("there is room").proxy
+    };
+    let remove = |table: &RouteTable, proxy| assert!(table.remove_proxy(proxy));
+    let register_moved = |table: &RouteTable| _ = table.register_proxy(&moved("proxy-1")).expect("there is room");
+    let calls: [(&str, Box<dyn Fn(&RouteTable) + Send>); 4] = [
+        ("a proxy moves", Box::new(register_moved)),
+        ("an incarnation moves", Box::new(move |table| _ = begin(table, 1))),
+        ("an incarnation is replaced", Box::new(move |table| _ = begin(table, 2))),
+        (
+            "a proxy is removed",
+            Box::new(move |table| remove(table, register(table, "proxy-1"))),
+        ),
+    ];
+    for (what, call) in calls {
+        let table = Arc::new(RouteTable::new());
+        register(&table, "proxy-1");
+        let first = Proxy {
+            addr: "10.0.0.1:3080",
+            ..moved("proxy-2")
+        };
+        table.begin_incarnation(&first, NonZeroU64::MIN).expect("there is room");
+        let mut subscription = table.subscribe();
+        assert_eq!(events(&mut subscription), []);
+        let waker = Waker::from(Arc::new(Register(Arc::clone(&table))));
+        assert!(subscription.poll_ready(&mut Context::from_waker(&waker)).is_pending());
+        let (ended, has_ended) = mpsc::channel();
+        // Not scoped: if the call hangs, the test must end.
+        let caller = Arc::clone(&table);
+        thread::spawn(move || {
+            call(&caller);
+            ended.send(()).expect("the test waits");
+        });
+        let has_ended = has_ended.recv_timeout(Duration::from_secs(20));
+        assert!(has_ended.is_ok(), "{what}: the call waits for its own lock");
+        assert!(
+            table.find_proxy("proxy-of-the-waker").is_some(),
+            "{what}: nobody was woken"
+        );
+    }
 }
 
 /// Many refreshes within a tick replace the list of a node's routes, and leave out stale routes: before the sweeper
