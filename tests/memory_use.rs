@@ -4,7 +4,10 @@
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use common::{proxy, sweep_fully};
@@ -35,6 +38,14 @@ static ALLOCATOR: Counting = Counting;
 
 fn sum(parts: MemoryUse) -> usize {
     parts.records + parts.indexes + parts.lists + parts.strings + parts.proxies + parts.feed
+}
+
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("a panic that is meant to be");
+    }
 }
 
 const NODES: u128 = 200_000;
@@ -80,7 +91,7 @@ fn the_parts_add_up_to_what_is_allocated() {
         let node: NodeId = format!("node-{number:0>14}").parse().expect("a good name");
         table.add_node(&node, proxies[number % PROXIES]).expect("there is room");
     }
-    let subscription = table.subscribe();
+    let mut subscription = table.subscribe();
     let full = check("full");
     assert_eq!(full.lists, NODES as usize / 4 * 16);
     assert!(full.strings >= NAMES * 20 + PROXIES * 17, "{full:?}");
@@ -90,6 +101,21 @@ fn the_parts_add_up_to_what_is_allocated() {
         "{full:?}"
     );
     assert!(full.feed > 1 << 20, "{full:?}");
+
+    // A waker that panics ends the call that changed the routes, but does not keep the former list.
+    let [other, list] = [0, 4].map(|number: u128| NodeId::from(Uuid::from_u128(number << 64 | number)));
+    for (node, bytes) in [(other, 16), (list, 32)] {
+        assert_eq!(subscription.drain_events(usize::MAX, |_| ()), Ok(0));
+        let waker = Waker::from(Arc::new(Panics));
+        assert!(subscription.poll_ready(&mut Context::from_waker(&waker)).is_pending());
+        let remove = || table.remove_route(&node, proxies[1]);
+        assert!(
+            catch_unwind(AssertUnwindSafe(remove)).is_err(),
+            "the waker was not called"
+        );
+        assert_eq!(full.lists - check("panicked").lists, bytes);
+        while subscription.drain_events(usize::MAX, |_| ()) != Ok(0) {}
+    }
 
     clock.advance(Duration::from_secs(30));
     let swept = check("swept");

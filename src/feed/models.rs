@@ -282,11 +282,21 @@ impl std::task::Wake for Woken {
 }
 
 /// A subscriber that has drained every event waits, while writers change the table: it is woken, or finds the change
-/// itself. A second wait has another waker, as if a task had moved.
-fn waits(writers: u64, waits: usize) {
-    epoch::check(3, move || {
+/// itself. A second wait has another waker, as if a task had moved. If `is_one_dropped`, another subscription is dropped
+/// while it waits.
+fn waits(preemptions: usize, writers: u64, waits: usize, is_one_dropped: bool) {
+    epoch::check(preemptions, move || {
         let feed = Arc::new(Feed::default());
         let mut subscription = feed.subscribe();
+        let dropper = is_one_dropped.then(|| {
+            let feed = Arc::clone(&feed);
+            thread::spawn(move || {
+                let mut other = feed.subscribe();
+                other.drain_events(9, |_| ()).expect("the ring has room");
+                let waker = std::task::Waker::noop();
+                _ = other.poll_ready(&mut std::task::Context::from_waker(waker));
+            })
+        });
         let writers: Vec<_> = (0..writers)
             .map(|number| {
                 let feed = Arc::clone(&feed);
@@ -307,7 +317,8 @@ fn waits(writers: u64, waits: usize) {
             woken = ready.is_pending().then_some(counter);
         }
         let count = writers.len();
-        writers.into_iter().for_each(|writer| writer.join().expect("it ends"));
+        let others = writers.into_iter().chain(dropper);
+        others.for_each(|other| other.join().expect("it ends"));
         let is_woken =
             woken.is_none_or(|counter: std::sync::Arc<Woken>| counter.0.load(std::sync::atomic::Ordering::Relaxed) > 0);
         assert!(is_woken || taken == count, "a change came, and the subscriber sleeps");
@@ -318,10 +329,16 @@ fn waits(writers: u64, waits: usize) {
 /// The subscriber waits once: a second wait would find a change that the first wait missed.
 #[test]
 fn a_subscriber_that_waits_is_woken_by_a_change() {
-    waits(1, 1);
+    waits(3, 1, 1, false);
 }
 
 #[test]
 fn a_subscriber_that_waits_is_woken_by_one_of_two_changes() {
-    waits(2, 2);
+    waits(3, 2, 2, false);
+}
+
+/// The thread that drops the other subscription takes the stack of waiters, before or while the writer takes it.
+#[test]
+fn a_subscriber_that_waits_is_woken_although_another_one_is_dropped() {
+    waits(2, 1, 2, true);
 }

@@ -131,7 +131,11 @@ impl<'t> Subscription<'t> {
     /// nothing and nothing has changed since: then the next change wakes the task, once.
     ///
     /// A writer wakes all waiting tasks. That costs the first change after a quiet time some hundred nanoseconds per
-    /// task, and later changes nothing.
+    /// task, and later changes nothing. If other subscriptions are dropped, a task may be woken without a change.
+    ///
+    /// The writer calls the wakers after its change, without a lock, inside the call that changed the table. So a waker
+    /// may call the table, but a slow waker delays this call, and [reclamation](crate#what-a-stopped-thread-costs). A
+    /// panic of a waker ends the call after all tasks were woken.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(state) = self.idle_state() else {
             return Poll::Ready(());
@@ -236,7 +240,10 @@ impl<'t> Subscription<'t> {
 impl Drop for Subscription<'_> {
     fn drop(&mut self) {
         // Relaxed: a mark without a subscriber does no harm.
-        self.feed.subscribers.fetch_sub(1, Ordering::Relaxed);
+        let left = self.feed.subscribers.fetch_sub(1, Ordering::Relaxed) - 1;
+        if let Some(waiter) = &self.waiter {
+            self.feed.waiters.abandon(waiter, left);
+        }
     }
 }
 

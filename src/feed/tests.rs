@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use super::*;
@@ -41,6 +41,27 @@ fn event(number: u128) -> Event {
         node: uuid::Uuid::from_u128(number).into(),
         reason: Reason::Added,
     }
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Woken(std::sync::atomic::AtomicUsize);
+
+impl Woken {
+    /// How often it was woken since the last call.
+    fn take(&self) -> usize {
+        self.0.swap(0, Ordering::Relaxed)
+    }
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn poll(subscription: &mut Subscription<'_>, waker: &Waker) -> Poll<()> {
+    subscription.poll_ready(&mut Context::from_waker(waker))
 }
 
 /// Polls. Returns the result of `poll`, how many rings it read, and how often it pinned.
@@ -172,6 +193,87 @@ fn waits_that_end_by_a_timeout_leave_one_waiter() {
             );
             assert_eq!(subscription.drain_events(9, |_| ()), Ok(1));
         }
+    }
+}
+
+/// The nodes of waiters hold the wakers of tasks, so the tasks would stay allocated.
+#[test]
+fn subscriptions_that_are_dropped_leave_few_waiters() {
+    let feed = Feed::default();
+    let task = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&task));
+    for live in [0, 100] {
+        let mut waiting: Vec<_> = (0..live).map(|_| feed.subscribe()).collect();
+        for subscription in &mut waiting {
+            assert_eq!(subscription.drain_events(9, |_| ()), Ok(0));
+            assert!(poll(subscription, Waker::noop()).is_pending());
+        }
+        for _ in 0..10_000 {
+            let mut subscription = feed.subscribe();
+            assert_eq!(subscription.drain_events(9, |_| ()), Ok(0));
+            assert!(poll(&mut subscription, &waker).is_pending());
+            drop(subscription);
+            assert_eq!(Arc::strong_count(&task), 2, "a dropped subscription keeps its waker");
+        }
+        let left = feed.waiters.len();
+        assert!(left <= 2 * live + 64, "{left} waiters of {live} subscriptions");
+    }
+}
+
+/// A subscriber that is woken because others were dropped waits again.
+#[test]
+fn a_subscriber_waits_on_although_others_are_dropped() {
+    let feed = Feed::default();
+    let mut subscription = feed.subscribe();
+    assert_eq!(subscription.drain_events(9, |_| ()), Ok(0));
+    let task = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&task));
+    assert!(poll(&mut subscription, &waker).is_pending());
+    let mut woken = 0;
+    for _ in 0..1_000 {
+        let mut other = feed.subscribe();
+        assert_eq!(other.drain_events(9, |_| ()), Ok(0));
+        assert!(poll(&mut other, Waker::noop()).is_pending());
+        drop(other);
+        if task.take() > 0 {
+            woken += 1;
+            assert!(poll(&mut subscription, &waker).is_pending(), "nothing has changed");
+        }
+    }
+    assert!((1..20).contains(&woken), "woken {woken} times");
+    feed.mark(0, &pin(), || event(1));
+    assert_eq!(task.take(), 1);
+    assert!(poll(&mut subscription, &waker).is_ready());
+}
+
+/// Panics when it is woken.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("a panic that is meant to be");
+    }
+}
+
+#[test]
+fn a_waker_that_panics_keeps_no_other_waker_from_being_woken() {
+    let feed = Feed::default();
+    let task = Arc::new(Woken::default());
+    let woken = Waker::from(Arc::clone(&task));
+    let panics = Waker::from(Arc::new(Panics));
+    // Two of the wakers panic, and the last waiter is on top of the stack.
+    let wakers = [&woken, &panics, &woken, &panics, &woken];
+    let mut subscriptions = wakers.map(|_| feed.subscribe());
+    for round in 0..3 {
+        for (subscription, waker) in subscriptions.iter_mut().zip(wakers) {
+            while subscription.drain_events(9, |_| ()) != Ok(0) {}
+            assert!(poll(subscription, waker).is_pending());
+        }
+        let mark = || feed.mark(0, &pin(), || event(round));
+        let marked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(mark));
+        assert!(marked.is_err(), "the writer gets the panic");
+        assert_eq!(task.take(), 3, "round {round}");
+        assert_eq!(feed.waiters.len(), 0);
     }
 }
 

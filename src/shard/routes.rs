@@ -269,13 +269,14 @@ fn change_any<'a, K: Key, P: Liveness>(
                 scope.route_limit.release(before.saturating_sub(after));
                 slab.count_live(before > 0, after > 0);
                 let lost = note_removed(word, list, changed, &routes, scope);
-                if let Some(reason) = reason(what, changed, lost) {
-                    mark::<K, P>(record, reason, slab, scope);
-                }
                 if let Some(list) = list {
                     // SAFETY: this thread's CAS above replaced the record's word, and so unlinked the list (invariant
                     // 8).
                     unsafe { list.retire(scope.guard) };
+                }
+                // Last: it calls the wakers of subscribers, which may panic.
+                if let Some(reason) = reason(what, changed, lost) {
+                    mark::<K, P>(record, reason, slab, scope);
                 }
                 return Ok(changed);
             }
