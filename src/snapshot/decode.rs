@@ -49,7 +49,7 @@ pub(super) struct Snapshot {
     pub(super) ended: Vec<EndedItem>,
     /// One part for each shard, by the shard's number.
     pub(super) parts: Vec<ShardNodes>,
-    /// Where the sections of nodes begin.
+    /// Where the sections begin that have unexpired nodes.
     pub(super) sections: Vec<u64>,
     /// All nodes and routes, and those of the routes that `parts` leaves out.
     pub(super) nodes: u64,
@@ -93,8 +93,8 @@ pub(super) struct ShardNodes {
     pub(super) shard: usize,
     pub(super) nodes: NewNodes,
     pub(super) routes: usize,
-    /// The sections that have nodes of this part: the number of the first such node, and the section's number among the
-    /// sections of nodes.
+    /// The sections that have nodes of this part: the number of the first such node, and the section's number in
+    /// [`Snapshot::sections`].
     runs: Vec<(u32, u32)>,
 }
 
@@ -118,7 +118,7 @@ impl ShardNodes {
         self.nodes.push(node, routes, hasher)
     }
 
-    /// The number of a node's section among the sections of nodes.
+    /// The number of a node's section in [`Snapshot::sections`].
     pub(super) fn section_of(&self, node: u32) -> usize {
         let run = self.runs.partition_point(|&(first, _)| first <= node) - 1;
         self.runs[run].1 as usize
@@ -236,6 +236,9 @@ pub(super) fn read(table: &RouteTable, from: impl Read, ages: Ages) -> Result<Sn
         match raw.kind {
             SectionKind::Proxies => snapshot.add_proxies(&raw, table)?,
             SectionKind::Uuids | SectionKind::Names => {
+                if raw.items == 0 && raw.payload.is_empty() {
+                    return Err(damaged(raw.kind.part(), raw.offset, SnapshotFault::Empty));
+                }
                 group.push(raw);
                 let bytes: usize = group.iter().map(|raw| raw.payload.len()).sum();
                 if bytes >= GROUP_BYTES || group.len() >= GROUP_SECTIONS {
@@ -418,11 +421,10 @@ impl Snapshot {
     }
 
     fn add_nodes(&mut self, group: &[Raw], context: &Context<'_>) -> Result<(), SnapshotError> {
-        let first = self.sections.len() as u32;
-        self.sections.extend(group.iter().map(|raw| raw.offset));
         let decoded: Vec<_> = group.par_iter().map(|raw| decode(raw, context)).collect();
         let decoded = decoded.into_iter().collect::<Result<Vec<_>, _>>()?;
-        for section in &decoded {
+        let first = self.sections.len() as u32;
+        for (raw, section) in group.iter().zip(&decoded) {
             self.nodes += section.counts.nodes;
             self.routes += section.counts.routes;
             self.expired += section.counts.expired;
@@ -434,6 +436,9 @@ impl Snapshot {
             if needed > limit {
                 return Err(SnapshotError::TooManyRoutes { needed, limit });
             }
+            if !section.nodes.is_empty() {
+                self.sections.push(raw.offset);
+            }
         }
         // Each thread takes a range of shards, and picks their nodes from all sections.
         let range = self.parts.len().div_ceil(rayon::current_num_threads());
@@ -441,7 +446,8 @@ impl Snapshot {
             .par_chunks_mut(range)
             .enumerate()
             .try_for_each(|(nth, parts)| {
-                for (section, number) in decoded.iter().zip(first..) {
+                let with_nodes = decoded.iter().filter(|section| !section.nodes.is_empty());
+                for (section, number) in with_nodes.zip(first..) {
                     for (node, routes) in section.iter() {
                         let at = usize::from(node.part).checked_sub(nth * range);
                         if let Some(part) = at.and_then(|at| parts.get_mut(at))
@@ -570,4 +576,41 @@ fn decode_routes(payload: &mut Payload<'_>, context: &Context<'_>, routes: &mut 
         routes.extend(context.tick(age).map(|tick| Word::live(proxy, tick)));
     }
     Ok(count)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, ManualClock};
+
+    /// Stands for the end of the stream, and says how many sections the reader remembers by then.
+    #[test]
+    fn sections_of_expired_nodes_are_not_remembered() {
+        let clock = ManualClock::new();
+        let table = RouteTable::builder()
+            .clock(clock.clone())
+            .build()
+            .expect("possible limits");
+        let proxy = Proxy {
+            id: "proxy",
+            cluster_name: "",
+            addr: "a:1",
+        };
+        let proxy = table.register_proxy(&proxy).expect("there is room");
+        for number in 0..100_u128 {
+            table
+                .add_node(&Uuid::from_u128(number).into(), proxy)
+                .expect("there is room");
+        }
+        let mut bytes = Vec::new();
+        table.write_snapshot(&mut bytes).expect("memory can be written to");
+        for (elapsed, sections) in [(Duration::ZERO, 1), (table.keep_alive() + Duration::from_secs(1), 0)] {
+            let beside = ManualClock::new();
+            beside.set(clock.monotonic() + elapsed);
+            let other = RouteTable::builder().clock(beside).build().expect("possible limits");
+            let snapshot = read(&other, bytes.as_slice(), Ages::Continue).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(snapshot.nodes, 100);
+            assert_eq!(snapshot.sections.len(), sections, "after {elapsed:?}");
+        }
+    }
 }

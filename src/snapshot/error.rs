@@ -148,6 +148,9 @@ pub enum SnapshotFault {
         /// The number of remaining bytes.
         bytes: usize,
     },
+    /// A section of nodes has no items. No writer writes such a section.
+    #[error("the section has no nodes")]
+    Empty,
     /// A varint is not below 2^64, or is not as short as possible.
     #[error("a number has more than 64 bits, or zeros in front")]
     Varint,

@@ -102,6 +102,11 @@ impl Tally {
 }
 
 pub(super) fn load(table: &RouteTable, mut snapshot: Snapshot) -> Result<SnapshotReport, SnapshotError> {
+    // Again: reading may have taken long. If a route was added meanwhile and has expired, the grace would make the
+    // route valid again.
+    if snapshot.hold_since().is_some() && !table.is_empty() {
+        return Err(SnapshotError::NotEmpty);
+    }
     let sections = &snapshot.sections;
     snapshot
         .parts

@@ -36,7 +36,7 @@
 //!
 //! section   kind                               u8       1 proxies, 2 nodes with a UUID, 3 nodes with a name,
 //!                                                       4 ended incarnations
-//!           number of items                    u32
+//!           number of items                    u32      at least 1 in a section of nodes
 //!           bytes of the payload               u32      at most 1,048,576
 //!           checksum                           u32
 //!           payload: the items                          they fill it exactly
@@ -223,8 +223,9 @@ impl RouteTable {
     /// All threads of rayon's global pool build whole shards if these never had a node. So a new table is filled
     /// several times as fast as by [`add_node`](Self::add_node), and no index grows. Nodes are put at once into the
     /// memory that they will have in the table. Beside that, the reader takes some 4 MiB, and half a byte for each
-    /// node. If the table is in use, the snapshot takes as much memory as a table of its own during the call. The call
-    /// never holds more nodes or routes than [`max_routes`](crate::Builder::max_routes), for any stream.
+    /// node. (If all names have one letter, the reader takes up to 20 MiB.) If the table is in use, the snapshot takes
+    /// as much memory as a table of its own during the call. The call never holds more nodes or routes than
+    /// [`max_routes`](crate::Builder::max_routes), for any stream.
     ///
     /// # Errors
     ///

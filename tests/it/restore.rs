@@ -1,5 +1,6 @@
 //! Restored routes: which routes a table has after a restart, for how long, and how they are marked.
 
+use std::io::{self, Read};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -131,6 +132,32 @@ fn a_table_that_has_routes_is_not_restored() {
     let error = other.read_snapshot_with(written(&before).as_slice(), Ages::Grace);
     assert!(matches!(error, Err(SnapshotError::NotEmpty)), "{error:?}");
     assert_eq!((other.len(), other.expiry_hold()), (1, None));
+}
+
+/// Adds a node when it has been read to its end.
+struct AddsNode<'a>(&'a [u8], &'a RouteTable);
+
+impl Read for AddsNode<'_> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(to)?;
+        if read == 0 && !to.is_empty() {
+            add(self.1, [1], "b");
+        }
+        Ok(read)
+    }
+}
+
+/// The route may expire before the grace begins. The grace would make it valid again.
+#[test]
+fn a_table_that_gets_a_route_during_the_reading_is_not_restored() {
+    let (before, _) = table();
+    add(&before, [0], "a");
+    let bytes = written(&before);
+    let (other, _) = table();
+    let error = other.read_snapshot_with(AddsNode(&bytes, &other), Ages::Grace);
+    assert!(matches!(error, Err(SnapshotError::NotEmpty)), "{error:?}");
+    assert_eq!((other.len(), other.expiry_hold()), (1, None));
+    assert_eq!(other.find_proxy("a"), None, "a proxy of the snapshot is registered");
 }
 
 #[test]

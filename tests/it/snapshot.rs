@@ -891,6 +891,8 @@ fn an_error_tells_what_and_where() {
         "1 bytes are left",
     );
     fault(nodes(2, 1, &UUID[..9]), Uuids, in_second, "exceeds the end");
+    fault(nodes(2, 0, &[]), Uuids, second, "no nodes");
+    fault(nodes(3, 0, &[]), Names, second, "no nodes");
     fault(nodes(3, 1, &[200, b'x']), Names, in_second + 1, "exceeds the end");
     let good = |proxies, nodes, routes| {
         with_proxies()
