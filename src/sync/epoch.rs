@@ -37,16 +37,13 @@
 //! and their stalls and garbage would be the table's. It serves all tables of the process, because a thread registers
 //! with a collector once and finds its registration in a thread-local. So the count of garbage is the process's, too.
 
-use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crossbeam_epoch::{Collector, LocalHandle};
-use crossbeam_utils::CachePadded;
 use once_cell::race::OnceBox;
+use std::cell::Cell;
 
 pub(crate) use crossbeam_epoch::Guard;
 
-use super::stripes::{STRIPES, stripe};
+use super::stripes::StripedCounter;
 use super::{Garbage, Reclaim};
 
 /// Objects that a thread retires between two flushes: a full bag.
@@ -126,12 +123,12 @@ pub(crate) fn after_grace(guard: &Guard, f: impl FnOnce() + Send + 'static) {
 ///
 /// `f` may run in any thread, at any time after the grace period.
 unsafe fn defer(guard: &Guard, bytes: usize, f: impl FnOnce() + 'static) {
-    count(Count::of(bytes));
+    count_retired(bytes);
     // SAFETY: the caller promises that `f` may run in any thread at any time after the grace period.
     unsafe {
         guard.defer_unchecked(move || {
             f();
-            count(Count::of(bytes).negated());
+            count_freed(bytes);
         });
     }
     // A thread that has dropped its registration will not flush later.
@@ -148,40 +145,42 @@ pub(crate) fn collect(guard: &Guard, steps: usize) {
     }
 }
 
-/// Objects and bytes in one word, so that counting is one instruction: 28 bits of objects, then 36 bits of bytes.
-#[derive(Clone, Copy)]
-struct Count(u64);
+/// The objects that are retired and not freed yet, and their bytes. Two counters, each with all its bits: while a thread
+/// is stopped, there may be any number of them.
+static OBJECTS: StripedCounter = StripedCounter::new();
+static BYTES: StripedCounter = StripedCounter::new();
 
-const OBJECT_BITS: u32 = 28;
-
-impl Count {
-    fn of(bytes: usize) -> Count {
-        Count((bytes as u64) << OBJECT_BITS | 1)
-    }
-
-    fn negated(self) -> Count {
-        Count(self.0.wrapping_neg())
-    }
+fn count_retired(bytes: usize) {
+    OBJECTS.add(1);
+    BYTES.add(bytes);
 }
 
-/// Each stripe counts the objects that its threads have retired, minus those that they have freed. Only the sum of all
-/// stripes has a meaning.
-static COUNTS: [CachePadded<AtomicU64>; STRIPES] = [const { CachePadded::new(AtomicU64::new(0)) }; STRIPES];
-
-fn count(count: Count) {
-    // Relaxed: a figure for display.
-    COUNTS[stripe()].fetch_add(count.0, Ordering::Relaxed);
+fn count_freed(bytes: usize) {
+    OBJECTS.sub(1);
+    BYTES.sub(bytes);
 }
 
 /// The objects that are retired and not freed yet. Retirements and frees during the call may or may not count.
 pub(crate) fn garbage() -> Garbage {
-    // Relaxed: as in `count`.
-    let add = |sum: u64, count: &CachePadded<AtomicU64>| sum.wrapping_add(count.load(Ordering::Relaxed));
-    let sum = COUNTS.iter().fold(0, add);
-    // Negative: the stripes were read while other threads freed objects.
-    let sum = if (sum as i64) < 0 { 0 } else { sum };
     Garbage {
-        objects: sum as usize & ((1 << OBJECT_BITS) - 1),
-        bytes: (sum >> OBJECT_BITS) as usize,
+        objects: OBJECTS.get(),
+        bytes: BYTES.get(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Other tests retire and free meanwhile, but far less.
+    #[test]
+    fn garbage_of_any_size_is_counted() {
+        for bytes in [1 << 35, 1 << 36, 1 << 45] {
+            count_retired(bytes);
+            let garbage = garbage();
+            count_freed(bytes);
+            let is_near = garbage.bytes.abs_diff(bytes) < 1 << 34;
+            assert!(is_near && garbage.objects > 0, "{bytes}: {garbage:?}");
+        }
     }
 }
