@@ -11,7 +11,7 @@ const GROWTH: f64 = 1.1875;
 /// The share of occupied slots (LIVE, SPILL, DEAD and RETIRED) at which an index is replaced.
 const MAX_LOAD: f64 = 0.9;
 /// The minimum room of a new index: its contents may grow by this factor before the index is replaced again.
-const MIN_ROOM: f64 = 1.03125;
+pub(crate) const MIN_ROOM: f64 = 1.03125;
 
 /// How many slots of an index with this many buckets may be occupied before the index is replaced.
 pub(crate) fn max_used(buckets: u32) -> u32 {

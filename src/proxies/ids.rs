@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 
-use crate::growth::next_size;
+use crate::growth::{MIN_ROOM, next_size};
 use crate::proxies::entry::Numbers;
 use crate::proxies::id::ProxyId;
 #[cfg(loom)]
@@ -266,8 +266,8 @@ impl Ids {
         let old = self.array(part, guard);
         let numbers: Vec<u32> = old.into_iter().flat_map(Array::numbers).chain(more).collect();
         let count = numbers.len() as u32;
-        // An eighth stays EMPTY.
-        let least = f64::from(count + 1) * 8.0 / 7.0 + 1.0;
+        // An eighth stays EMPTY. Without more room, each of the next IDs could replace the array again.
+        let least = f64::from(count + 1) * MIN_ROOM * 8.0 / 7.0 + 1.0;
         let new = Array::new(next_size(least, part as f64 / PARTS as f64));
         // Prefetch: other threads wait for the lock meanwhile, and nearly all of the time would be cache misses.
         let ahead = |at: usize| self.numbers.get(*numbers.get(at)?);
@@ -383,5 +383,45 @@ mod tests {
             expected.insert(name(number), number);
         }
         check(&expected);
+    }
+
+    /// While IDs come and go at one count, an array is replaced only after some of its slots are used up.
+    #[test]
+    fn ids_that_come_and_go_seldom_replace_an_array() {
+        const COMING: usize = 64;
+        let numbers = Arc::new(Numbers::new(1 << 20));
+        let ids = Ids::new(Arc::clone(&numbers));
+        let guard = pin();
+        let mut in_first_part = (0..).filter(|&number| {
+            let name = name(number);
+            let is_in = part_of(ids.hash(ProxyId::of(&name))) == 0;
+            if is_in {
+                numbers.ensure(number).occupy(ProxyId::of(&name), Details::NONE, 0);
+            }
+            is_in
+        });
+        let coming: Vec<u32> = in_first_part.by_ref().take(COMING).collect();
+        let mut worst = Vec::new();
+        for (count, stays) in in_first_part.take(1_000).enumerate() {
+            ids.insert(stays, &guard);
+            let mut replaced = 0;
+            for &number in &coming {
+                for change in [Ids::insert, Ids::remove] {
+                    let before = ids.parts[0].load(Ordering::Relaxed);
+                    change(&ids, number, &guard);
+                    replaced += usize::from(ids.parts[0].load(Ordering::Relaxed) != before);
+                }
+            }
+            worst.push((replaced, count));
+        }
+        worst.sort_unstable();
+        // A new array has room for at least three in a hundred more.
+        for (replaced, count) in worst.iter().rev().take(9) {
+            println!("{replaced} arrays at {count} IDs");
+        }
+        for &(replaced, count) in &worst {
+            let most = COMING / (count * 3 / 100).max(1) + 2;
+            assert!(replaced <= most, "{replaced} arrays at {count} IDs, not {most}");
+        }
     }
 }
