@@ -90,6 +90,22 @@ fn a_page_from_a_text_reads_nothing_ahead() {
     assert!(bytes.iter().all(|&bytes| bytes < 640), "{bytes:?}");
 }
 
+/// The nodes after a place of another order may be in any bucket, so a page would copy the whole shard.
+#[test]
+fn a_forged_order_costs_no_more_than_a_good_one() {
+    let table = table_of(200_000);
+    let first = table.nodes_page(&NodeCursor::default(), 1, |_, _| true);
+    let node = &first.nodes[0].node;
+    for text in [format!("f>{node}"), "0:0:f".into(), format!("{:x}>{node}", u64::MAX)] {
+        let forged: NodeCursor = text.parse().expect("a cursor's text");
+        let before = ALLOCATED.get();
+        let page = table.nodes_page(&forged, 1, |_, _| true);
+        let allocated = ALLOCATED.get() - before;
+        assert_eq!(page.nodes.len(), 1);
+        assert!(allocated < 2 << 10, "{text}: {allocated} bytes");
+    }
+}
+
 #[test]
 fn a_walk_holds_a_bounded_part_of_the_table() {
     let table = table_of(1_000_000);

@@ -8,14 +8,19 @@
 //! A crowded index gets another seed, and so another order. A position has its seed. In an index with another seed, the
 //! keys of a range may be in any bucket, so the copy reads all buckets. A copy that begins a shard uses the seed of the
 //! present index.
+//!
+//! The seeds of a shard's indexes are the beginning of one sequence, from 0 on. So a seed that no index of the shard had
+//! is known, and stands for the present seed: a forged cursor makes no copy read all buckets.
 
 use smallvec::SmallVec;
 
 use crate::layout::SLOTS_PER_BUCKET;
 use crate::liveness::Liveness;
+use crate::shard::index::Shape;
 use crate::shard::key::Key;
 use crate::shard::probe::{first_rank, home, mix};
 use crate::shard::published::Published;
+use crate::shard::rebuild::crowded_shape;
 use crate::shard::routes::{Words, read};
 use crate::shard::{Scope, Shard, newest_first};
 use crate::types::node_id::NodeId;
@@ -92,8 +97,11 @@ impl<K: Key> Shard<K> {
         let shape = index.shape();
         let (seed, least, after) = match start {
             Start::Beginning => (shape.seed, 0, None),
-            Start::Rank { seed, rank } => (seed, u64::from(rank) << 32, None),
-            Start::After { seed, hash, node } => (seed, mix(hash, seed), Some(node)),
+            Start::Rank { seed, rank } => (known(seed, shape), u64::from(rank) << 32, None),
+            Start::After { seed, hash, node } => {
+                let seed = known(seed, shape);
+                (seed, mix(hash, seed), Some(node))
+            }
         };
         let homes = if seed == shape.seed {
             let first = home(least, shape.buckets);
@@ -142,6 +150,20 @@ impl<K: Key> Shard<K> {
             next,
         }
     }
+}
+
+/// The seed, if it is that of the shape or of an earlier index of the shard; otherwise the shape's seed.
+fn known(seed: u64, shape: Shape) -> u64 {
+    let mut earlier = 0;
+    while earlier != shape.seed && earlier != seed {
+        let of = Shape {
+            seed: earlier,
+            reseeds: 0,
+            ..shape
+        };
+        earlier = crowded_shape(of).seed;
+    }
+    earlier
 }
 
 /// How many home buckets have about `keys` keys at seven in eight slots taken; at most [`MOST_BUCKETS`].

@@ -6,6 +6,7 @@
 //! changes: growing and moving change a record's place in memory, but not its rank. Even the last node may have been
 //! removed.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::str::FromStr;
@@ -46,7 +47,8 @@ pub struct NodePage {
 /// A place in a table's order of nodes; by default, its beginning.
 ///
 /// A cursor can be written as text and read again. A cursor is valid only for the table that returned the cursor:
-/// another table has another order, even in a restarted process.
+/// another table has another order, even in a restarted process. A text that no cursor of the table has leads to some
+/// place, and a page from this place costs no more than other pages.
 ///
 /// A cursor may hold the IDs of up to 12 next nodes, so that small pages do not read the same bucket again. The text
 /// does not have these IDs, and the comparison of two cursors ignores them.
@@ -213,7 +215,8 @@ impl RouteTable {
 
     /// Calls `each` with the next nodes of a part: at most `most` of them (0 counts as 1), and some 1,000. `from` is
     /// `None`, or the place that the last call for this part returned. Returns the next place; `None` after the part's
-    /// last node. Some nodes may have no valid route, which shortens the call.
+    /// last node. Some nodes may have no valid route, which shortens the call. A place that is not in the part, but
+    /// before or after it, stands for the beginning or the end of the part.
     ///
     /// The guarantees are the same as those of [`nodes_page`](Self::nodes_page). A call costs some 50 nanoseconds a
     /// node. If the call returns fewer nodes because of `most`, it sorts the nodes, which costs as much again.
@@ -247,7 +250,11 @@ impl RouteTable {
         if part >= Self::PARTS {
             return None;
         }
-        let at = from.map_or(NodePosition::Shard(part), |place| place.at.clone());
+        let at = match from.map(|place| (self.part_at(&place.at).cmp(&part), &place.at)) {
+            None | Some((Ordering::Less, _)) => NodePosition::Shard(part),
+            Some((Ordering::Equal, at)) => at.clone(),
+            Some((Ordering::Greater, _)) => return None,
+        };
         let mut copy = ShardScan::default();
         let end = self.scan_next(&at, most.max(1), &mut copy);
         for (node, routes) in copy.nodes() {
@@ -256,6 +263,14 @@ impl RouteTable {
         end.next
             .filter(|next| !matches!(next, NodePosition::Shard(_)))
             .map(NodeCursor::from)
+    }
+
+    /// The part that a place is in.
+    fn part_at(&self, place: &NodePosition) -> usize {
+        match place {
+            NodePosition::Shard(shard) | NodePosition::Rank { shard, .. } => *shard,
+            NodePosition::After { node, .. } => self.part_of(node),
+        }
     }
 
     fn routes_at(&self, routes: &[CopiedRoute]) -> Routes {

@@ -94,6 +94,39 @@ fn the_parts_have_every_node_once() {
     assert_eq!(end, None);
 }
 
+/// A place before the part stands for the part's beginning, and a place after it for its end.
+#[test]
+fn a_place_of_another_part_leads_to_no_node_of_another_part() {
+    let table = RouteTable::new();
+    let proxies = register(&table, 1);
+    let mut counts = vec![0; RouteTable::PARTS];
+    for node in (0..5_000).map(node) {
+        table.add_node(&node, proxies[0]).expect("there is room");
+        counts[table.part_of(&node)] += 1;
+    }
+    let mut places = vec![(0, NodeCursor::default())];
+    for part in [0, 1, 70, 128, 200, 255] {
+        places.extend(table.nodes_of_part(part, None, 1, |_, _| ()).map(|place| (part, place)));
+        places.push((part, part.to_string().parse().expect("a place")));
+        places.push((part, format!("{part}:0").parse().expect("a place")));
+        places.push((part, format!("{part}:4294967295").parse().expect("a place")));
+    }
+    for (of, place) in places {
+        for part in [0, 1, 69, 70, 71, 128, 255] {
+            let mut found = 0;
+            let next = table.nodes_of_part(part, Some(&place), usize::MAX, |node, _| {
+                assert_eq!(table.part_of(node), part, "from {place}");
+                found += 1;
+            });
+            if of < part {
+                assert_eq!(found, counts[part], "part {part} from {place}");
+            } else if of > part {
+                assert_eq!((found, next), (0, None), "part {part} from {place}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_page_has_only_what_is_wanted() {
     let table = RouteTable::new();
