@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 
 use thiserror::Error;
 
+use crate::builder::Builder;
 use crate::layout::MAX_TEXT;
 
 /// Why a string is not acceptable as an ID, a name or an address.
@@ -174,6 +175,15 @@ pub enum BeginError {
     Stale(#[from] StaleIncarnation),
 }
 
+/// What an error says about a shard that is full, if the limit of routes is so near [`Builder::MAX_ROUTES`] that a shard
+/// may be full before the table is.
+fn or_of_nodes(limit: usize) -> &'static str {
+    match limit > Builder::MAX_ROUTES / 2 {
+        true => ", or a shard its maximum of nodes",
+        false => "",
+    }
+}
+
 /// Why a route was not added. The table is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -183,7 +193,7 @@ pub enum AddError {
     UnknownProxy,
     /// The table holds its maximum of routes, or the node's shard its maximum of nodes. A shard reaches its maximum
     /// only near [`MAX_ROUTES`](crate::Builder::MAX_ROUTES).
-    #[error("the table holds its maximum of {limit} routes")]
+    #[error("the table holds its maximum of {limit} routes{}", or_of_nodes(*limit))]
     TooManyRoutes {
         /// The limit that was reached.
         limit: usize,

@@ -757,6 +757,14 @@ fn at_most_max_routes_are_counted() {
     assert_eq!(table.add_node(&nodes[0], proxies[1]), full, "a second route");
     assert_eq!(table.add_node(&nodes[1], proxies[2]), full, "a third route");
     assert_eq!(error.to_string(), "the table holds its maximum of 3 routes");
+    let of_a_shard = AddError::TooManyRoutes {
+        limit: Builder::MAX_ROUTES,
+    };
+    let message = of_a_shard.to_string();
+    assert!(
+        message.ends_with("routes, or a shard its maximum of nodes"),
+        "{message}"
+    );
     assert!(table.get_proxies(&nodes[2]).is_empty());
     assert_eq!(answer(&table, &nodes[1]), [proxies[1], proxies[0]]);
     for (node, proxy) in [(0, 0), (1, 0), (1, 1)] {
