@@ -57,7 +57,7 @@ impl<K: Key> Shard<K> {
             staying.publish();
             // SAFETY: the CAS in `replace_root` unlinked `old` (invariant 8). The new root has another slab, whose
             // records have the lists and names of the records that moved.
-            unsafe { old.retire_with_slab(K::free, scope.guard) };
+            unsafe { old.retire_with_slab::<K>(scope.guard) };
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use crate::layout::{MAX_RECORDS, RECORD_BITS, SLOTS_PER_BUCKET};
 use crate::mem::segments::Location;
 use crate::shard::bucket::Bucket;
+use crate::shard::key::Key;
 use crate::shard::list::List;
 use crate::shard::published::Published;
 use crate::shard::slab::{FreedNumbers, NewSegment, NoRecord, Record, Slab, free_segment};
@@ -72,15 +73,25 @@ pub(crate) struct Header {
     /// The records that the next index left out. The thread that replaced this index sets it; reclaiming this index
     /// hands it over.
     pub(super) left_out: Cell<Option<Box<FreedNumbers>>>,
-    /// How to free a key, if the next index has another slab: then this index's records are freed with it. Set like
-    /// `left_out`.
-    pub(super) takes_slab: Cell<Option<FreeKey>>,
+    /// Whether the next index has another slab: then this index's records are freed with it. Set like `left_out`.
+    pub(super) takes_slab: Cell<TakesSlab>,
     #[cfg(loom)]
     pub(super) fate: Fate,
 }
 
-/// [`Key::free`](crate::shard::key::Key::free) of a shard's kind of key.
+/// [`Key::free`] of a shard's kind of key.
 pub(crate) type FreeKey = unsafe fn([u64; 2]);
+
+/// What an index frees of its slab.
+#[derive(Clone, Copy)]
+pub(super) enum TakesSlab {
+    /// Nothing: a later index has the slab, or the shard frees it.
+    No,
+    /// All records, whose keys own no memory.
+    Records,
+    /// All records, and the keys that have not moved to another slab.
+    RecordsAndKeys(FreeKey),
+}
 
 const SLOTS_AT: usize = size_of::<Header>();
 
@@ -309,23 +320,25 @@ impl Index<'_> {
     ///
     /// This thread's CAS unlinked this index from the root. Each record with a frozen word that is LIVE or SPILL has
     /// left its key and its list to the new slab.
-    pub(crate) unsafe fn retire_with_slab(self, free_key: FreeKey, guard: &Guard) {
-        self.header().takes_slab.set(Some(free_key));
+    pub(crate) unsafe fn retire_with_slab<K: Key>(self, guard: &Guard) {
+        self.header().takes_slab.set(match K::OWNS_MEMORY {
+            true => TakesSlab::RecordsAndKeys(K::free),
+            false => TakesSlab::Records,
+        });
         // SAFETY: this thread's CAS unlinked the index (invariant 8). Reclaiming an earlier index no longer uses the
         // records, and no later index has this slab.
         unsafe { retire(guard, self.header.as_ptr()) };
     }
 
-    /// Frees the records with their keys and lists, unless these moved to another slab. (A losing mover may have frozen
+    /// Frees the keys and the lists of the records, unless these moved to another slab. (A losing mover may have frozen
     /// words, too; these keys and lists have not moved.)
     ///
     /// # Safety
     ///
-    /// No other thread can reach the index or its records.
-    pub(crate) unsafe fn free_records(self, free_key: FreeKey, moved: Moved) {
+    /// No other thread can reach the index or its records, and no code uses the keys and lists afterwards.
+    pub(crate) unsafe fn free_keys_and_lists(self, free_key: FreeKey, moved: Moved) {
         for segment in 0..self.segments().len() as u32 {
-            let Some(records) = self.segment(segment) else { continue };
-            for record in records {
+            for record in self.segment(segment).unwrap_or_default() {
                 let word = record.load();
                 if moved == Moved::Yes && word.is_frozen() && matches!(word.state(), State::Live | State::Spill) {
                     continue;
@@ -339,6 +352,17 @@ impl Index<'_> {
                     unsafe { free_key(record.key()) };
                 }
             }
+        }
+    }
+
+    /// Frees the records. Their keys and lists have moved to another slab, or are freed.
+    ///
+    /// # Safety
+    ///
+    /// No other thread can reach the index or its records, and no code uses the records afterwards.
+    pub(crate) unsafe fn free_segments(self) {
+        for segment in 0..self.segments().len() as u32 {
+            let Some(records) = self.segment(segment) else { continue };
             // SAFETY: the records were allocated as this segment, and are not used below.
             unsafe { free_segment(std::ptr::from_ref(records).cast_mut().cast(), segment) };
         }
@@ -366,10 +390,15 @@ impl Reclaim for Header {
             header,
             guard: PhantomData,
         };
-        if let Some(free_key) = index.header().takes_slab.get() {
-            // SAFETY: no thread can reach the index (invariant 8); the slab's records are freed with the last index
-            // that had them.
-            unsafe { index.free_records(free_key, Moved::Yes) };
+        let takes_slab = index.header().takes_slab.get();
+        if let TakesSlab::RecordsAndKeys(free_key) = takes_slab {
+            // SAFETY: no thread can reach the index (invariant 8), and the slab's records are freed below.
+            unsafe { index.free_keys_and_lists(free_key, Moved::Yes) };
+        }
+        if !matches!(takes_slab, TakesSlab::No) {
+            // SAFETY: no thread can reach the index (invariant 8). The slab's records are freed with the last index
+            // that had them. All lists have moved: only a record of an index has a list (3), and the mover froze each.
+            unsafe { index.free_segments() };
         }
         // SAFETY: no thread can reach the header, and it is not used after this read.
         let header = unsafe { object.read() };
@@ -380,7 +409,10 @@ impl Reclaim for Header {
     }
 
     fn bytes(&self) -> usize {
-        let records = self.takes_slab.get().map_or(0, |_| self.slab.numbers() as usize);
+        let records = match self.takes_slab.get() {
+            TakesSlab::No => 0,
+            TakesSlab::Records | TakesSlab::RecordsAndKeys(_) => self.slab.numbers() as usize,
+        };
         self.shape.layout().size() + records * size_of::<Record>()
     }
 

@@ -11,6 +11,9 @@ use crate::types::node_id::NodeId;
 
 /// The key of a shard's records.
 pub(crate) trait Key {
+    /// Whether a stored key owns memory, which [`free`](Key::free) frees.
+    const OWNS_MEMORY: bool;
+
     /// The hash that picks shard, bucket and tag.
     fn hash(&self, hasher: &RandomState) -> u64;
 
@@ -60,6 +63,8 @@ impl From<Uuid> for UuidKey {
 }
 
 impl Key for UuidKey {
+    const OWNS_MEMORY: bool = false;
+
     #[inline]
     fn hash(&self, hasher: &RandomState) -> u64 {
         Self::hash_stored(self.0, hasher)
@@ -106,6 +111,8 @@ impl<'a> NameKey<'a> {
 }
 
 impl Key for NameKey<'_> {
+    const OWNS_MEMORY: bool = true;
+
     fn hash(&self, _hasher: &RandomState) -> u64 {
         self.hash
     }

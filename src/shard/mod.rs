@@ -635,7 +635,9 @@ impl<K: Key> Drop for Shard<K> {
         // SAFETY: the index is the root's, and `&mut self` is exclusive.
         let index = unsafe { Index::from_raw(header) };
         // SAFETY: `&mut self` is exclusive, so no other thread can reach the index or its records.
-        unsafe { index.free_records(K::free, Moved::No) };
+        unsafe { index.free_keys_and_lists(K::free, Moved::No) };
+        // SAFETY: as above.
+        unsafe { index.free_segments() };
         // SAFETY: no other thread can reach the index. Earlier indexes share only the slab, which has a reference
         // count.
         unsafe { Header::free(header.as_ptr()) };

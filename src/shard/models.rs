@@ -39,6 +39,8 @@ fn assert_stored(stored: [u64; 2]) {
 }
 
 impl Key for Number {
+    const OWNS_MEMORY: bool = true;
+
     fn hash(&self, hasher: &RandomState) -> u64 {
         hasher.hash_one(self.0)
     }

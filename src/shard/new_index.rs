@@ -11,7 +11,7 @@ use crate::layout::SLOTS_PER_BUCKET;
 use crate::shard::bucket::{ends, first, from_offset};
 #[cfg(loom)]
 use crate::shard::index::{EMPTY, segments_at};
-use crate::shard::index::{Header, Index, Shape, frozen_segment};
+use crate::shard::index::{Header, Index, Shape, TakesSlab, frozen_segment};
 use crate::shard::probe::{PROBED_BUCKETS, following};
 #[cfg(loom)]
 use crate::shard::slab::Record;
@@ -36,7 +36,7 @@ impl NewIndex {
             slab,
             shape,
             left_out: Cell::new(None),
-            takes_slab: Cell::new(None),
+            takes_slab: Cell::new(TakesSlab::No),
             #[cfg(loom)]
             fate: Fate::default(),
         };

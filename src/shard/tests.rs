@@ -78,6 +78,8 @@ static FREED: AtomicUsize = AtomicUsize::new(0);
 struct Counted([u64; 2]);
 
 impl Key for Counted {
+    const OWNS_MEMORY: bool = true;
+
     fn hash(&self, hasher: &RandomState) -> u64 {
         Self::hash_stored(self.0, hasher)
     }
@@ -277,6 +279,8 @@ fn chosen_uuids_that_flood_one_bucket_under_a_known_seed_are_harmless_under_a_se
 struct Chosen(u64);
 
 impl Key for Chosen {
+    const OWNS_MEMORY: bool = false;
+
     fn hash(&self, _hasher: &RandomState) -> u64 {
         self.0
     }
@@ -466,6 +470,8 @@ fn keys_of_one_hash_are_in_one_part_or_in_two() {
     struct Same(u64);
 
     impl Key for Same {
+        const OWNS_MEMORY: bool = false;
+
         fn hash(&self, _hasher: &RandomState) -> u64 {
             5
         }
@@ -804,4 +810,71 @@ fn a_sweep_gives_back_what_a_rebuild_left_out() {
         assert_eq!((visit.removed, visit.next), (0, None));
         assert_eq!(index.slab().free_numbers(index), [number]);
     });
+}
+
+/// A slab of UUIDs may have millions of records, and any call of any thread may free the slab.
+#[test]
+fn keys_that_own_no_memory_are_not_looked_for_in_a_slab_that_is_freed() {
+    static FREED: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+    struct Number<const OWNS_MEMORY: bool>(u64);
+
+    impl<const OWNS_MEMORY: bool> Key for Number<OWNS_MEMORY> {
+        const OWNS_MEMORY: bool = OWNS_MEMORY;
+
+        fn hash(&self, hasher: &RandomState) -> u64 {
+            hasher.hash_one(self.0)
+        }
+
+        unsafe fn is(&self, stored: [u64; 2]) -> bool {
+            stored[0] == self.0
+        }
+
+        fn store(&self) -> Option<[u64; 2]> {
+            Some([self.0, 1])
+        }
+
+        fn hash_stored(stored: [u64; 2], hasher: &RandomState) -> u64 {
+            hasher.hash_one(stored[0])
+        }
+
+        unsafe fn node(stored: [u64; 2]) -> NodeId {
+            Uuid::from_u64_pair(0, stored[0]).into()
+        }
+
+        unsafe fn free(_stored: [u64; 2]) {
+            // Relaxed: a count alone.
+            FREED[usize::from(OWNS_MEMORY)].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Moves a shard of 100 keys, 40 of them removed.
+    fn move_shard<const OWNS_MEMORY: bool>() -> Shard<Number<OWNS_MEMORY>> {
+        let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+        let shard = Shard::new(0);
+        world.with(|scope| {
+            for key in (0..100).map(Number::<OWNS_MEMORY>) {
+                let hash = key.hash(scope.hasher);
+                shard.put(&key, hash, Change::Add(0), scope).expect("there is room");
+                if key.0 < 40 {
+                    shard.remove(&key, hash, Change::RemoveNode, scope);
+                }
+            }
+            let old = shard.root(scope.guard).expect("it was made");
+            shard.compact(old, scope).expect("there is memory");
+        });
+        shard
+    }
+
+    let _alone = crate::verify::failpoints::alone();
+    // Relaxed: a count alone.
+    let freed = || FREED.each_ref().map(|count| count.load(Ordering::Relaxed));
+    // The slab that is retired last is freed last.
+    let _shards = (move_shard::<false>(), move_shard::<true>());
+    let are_free = (0..10_000_000).any(|_| {
+        pin().flush();
+        freed()[1] == 40
+    });
+    assert!(are_free, "the slabs are not freed");
+    assert_eq!(freed(), [0, 40]);
 }
