@@ -296,6 +296,30 @@ fn an_idle_table_gives_memory_back_within_two_rounds() {
     assert_eq!((table.len(), garbage(&table)), (0, 0), "the list of one node");
 }
 
+/// Too few nodes expire for the shards to move. A rebuild leaves out more records of each shard than an insertion takes
+/// back at once.
+#[test]
+fn an_idle_table_gives_the_names_of_expired_nodes_back_within_two_rounds() {
+    let _alone = alone();
+    let nodes: Vec<NodeId> = (0..480_000)
+        .map(|number| format!("node-{number}").parse().expect("a good name"))
+        .collect();
+    let (table, clock) = table();
+    let [proxy] = register(&table);
+    let (expire, stay) = nodes.split_at(nodes.len() * 31 / 100);
+    table.add_nodes(stay, proxy).expect("there is room");
+    let of_stay = table.memory_use().strings;
+    table.add_nodes(expire, proxy).expect("there is room");
+    clock.advance(2 * KEEP_ALIVE / 3);
+    table.add_nodes(stay, proxy).expect("there is room");
+    clock.advance(2 * KEEP_ALIVE / 3);
+    for _ in 0..2 {
+        sweep_round(&table, 256);
+    }
+    assert_eq!(table.len(), stay.len());
+    assert_eq!(table.memory_use().strings, of_stay, "bytes of names");
+}
+
 #[test]
 fn a_subscriber_that_does_not_poll_costs_its_ring() {
     let _alone = alone();

@@ -493,8 +493,9 @@ impl<K: Key> Shard<K> {
 
     /// Removes the stale routes of at most `most` records, starting at `at`. Returns the record at which the next visit
     /// starts. `census` sees the proxy of each route that stays. If the shard is sparse at its end, the next visit
-    /// moves it: a move takes as long as thousands of visits. If there are many tombstones instead, this visit and the
-    /// next visits rebuild the index in parts; each part uses up the visit.
+    /// moves it: a move takes as long as thousands of visits. Otherwise this visit and the next visits put the records
+    /// that rebuilds left out on the free list. If there are many tombstones, they then rebuild the index in parts; each
+    /// part uses up the visit.
     pub(crate) fn visit<P: Liveness>(
         &self,
         at: RecordPosition,
@@ -571,8 +572,12 @@ impl<K: Key> Shard<K> {
                 visit.next = Some(of_move);
             }
         } else {
-            index.slab().take_returned::<K>(index);
-            if Self::is_littered(index) && self.rebuild_part(index, left, parked, scope) == Ok(true) {
+            let given_back = index.slab().take_returned::<K>(index, left);
+            visit.visited += given_back;
+            if given_back == left {
+                visit.next = here;
+            } else if Self::is_littered(index) && self.rebuild_part(index, left - given_back, parked, scope) == Ok(true)
+            {
                 visit.visited = most;
                 visit.next = here;
             }

@@ -286,7 +286,7 @@ impl World {
     fn reclaim(&self) {
         self.with(0, |scope| {
             let index = self.shard.root(scope.guard).expect("the model has added something");
-            index.slab().take_returned::<Number>(index);
+            index.slab().take_returned::<Number>(index, u32::MAX);
         });
     }
 
@@ -329,7 +329,7 @@ impl World {
                 routes += here;
                 live += u32::from(here > 0);
             }
-            index.slab().take_returned::<Number>(index);
+            index.slab().take_returned::<Number>(index, u32::MAX);
             let free = index.slab().free_numbers(index);
             let mut numbers: Vec<_> = index.occupied().map(|(number, _)| number).chain(free).collect();
             numbers.sort_unstable();

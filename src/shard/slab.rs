@@ -86,8 +86,8 @@ impl Record {
     }
 }
 
-/// The most records that a call moves to the free list: a rebuild may leave out too many for one call.
-const MOST_RETURNED: usize = 1_024;
+/// The most records that an insertion moves to the free list: a rebuild may leave out too many for one call.
+const MOST_RETURNED: u32 = 1_024;
 
 /// Records that a replaced index left out, on their way to the free list.
 pub(crate) struct FreedNumbers {
@@ -291,7 +291,7 @@ impl Slab {
                 {
                     return Ok((number, record));
                 }
-            } else if !self.take_returned::<K>(index) {
+            } else if self.take_returned::<K>(index, MOST_RETURNED) == 0 {
                 // Relaxed: the CAS below decides, and `ensure_record` orders the segment by itself.
                 let number = self.next.load(Ordering::Relaxed);
                 let record = index.ensure_record(number)?;
@@ -307,11 +307,12 @@ impl Slab {
         }
     }
 
-    /// Moves some of the records that reclaimed indexes handed over to the free list. Returns whether it moved any.
-    pub(crate) fn take_returned<K: Key>(&self, index: Index<'_>) -> bool {
+    /// Moves at most `most` of the records that reclaimed indexes handed over to the free list. Returns how many it
+    /// moved.
+    pub(crate) fn take_returned<K: Key>(&self, index: Index<'_>, most: u32) -> u32 {
         // Relaxed: a check that avoids the swap below.
         if self.returned.load(Ordering::Relaxed).is_null() {
-            return false;
+            return 0;
         }
         // Acquire: pairs with `hand_over`.
         let mut batch = self.returned.swap(std::ptr::null_mut(), Ordering::Acquire);
@@ -325,7 +326,7 @@ impl Slab {
             #[cfg(loom)]
             owned.plain_data.write();
             let mut found = Vec::new();
-            let rest = owned.numbers.len().saturating_sub(MOST_RETURNED - moved);
+            let rest = owned.numbers.len().saturating_sub(most as usize - moved);
             let numbers = &owned.numbers[rest..];
             let is_known = found.try_reserve_exact(numbers.len()).is_ok()
                 && numbers.iter().all(|&number| {
@@ -351,7 +352,7 @@ impl Slab {
             self.give_back(&found);
             moved += found.len();
         }
-        moved > 0
+        moved as u32
     }
 
     /// Puts records on the free list. No other thread can reach them.

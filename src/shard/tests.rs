@@ -747,8 +747,8 @@ fn a_batch_that_a_stale_index_does_not_know_is_kept() {
         let (number, _) = unsafe { private.publish() };
         assert!(stale.record(number).is_none());
         index.slab().hand_over(Box::new(FreedNumbers::new(vec![number])));
-        assert!(!stale.slab().take_returned::<UuidKey>(stale));
-        assert!(index.slab().take_returned::<UuidKey>(index));
+        assert_eq!(stale.slab().take_returned::<UuidKey>(stale, 10), 0);
+        assert_eq!(index.slab().take_returned::<UuidKey>(index, 10), 1);
         assert_eq!(index.slab().free_numbers(index), [number]);
     });
 }
@@ -781,34 +781,48 @@ fn a_sparse_shard_moves_in_a_visit_of_its_own() {
     });
 }
 
-/// Without this, the names of removed nodes stay until the next node is inserted into their shard.
+/// The least number of keys, from `least` on, whose index is a size larger than the index of one key less. So the
+/// index has the greatest room.
+fn with_most_room(least: u32) -> u32 {
+    let is_larger = |keys: &u32| buckets_for(*keys, 0) > buckets_for(keys - 1, 0);
+    (least..).find(is_larger).expect("sizes grow")
+}
+
+/// Without this, the names of removed nodes stay until the next nodes are inserted into their shard.
 #[test]
-fn a_sweep_gives_back_what_a_rebuild_left_out() {
+fn a_sweep_gives_back_in_short_steps_all_that_a_rebuild_left_out() {
+    const LEFT_OUT: u64 = 2_000;
+    const MOST: u32 = 256;
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
     let shard = Shard::new(0);
     world.with(|scope| {
-        for number in 0..1_000 {
-            let key = UuidKey([number, 1]);
+        let key = |number: u64| UuidKey([number, 1]);
+        for number in 0..with_most_room(12_000).into() {
+            let key = key(number);
             shard
                 .put(&key, key.hash(scope.hasher), Change::Add(0), scope)
                 .expect("there is room");
         }
+        shard
+            .rebuild(shard.root(scope.guard).expect("it was made"), false, scope)
+            .expect("there is memory");
         let index = shard.root(scope.guard).expect("it was made");
-        let Ok(private) = Private::take(index, &UuidKey([1_000, 1])) else {
-            panic!("there is room");
-        };
-        // SAFETY: no slot has the record, and no code reads the published record.
-        let (number, _) = unsafe { private.publish() };
-        index.slab().hand_over(Box::new(FreedNumbers::new(vec![number])));
-        let visit = shard.visit(
-            RecordPosition::default(),
-            u32::MAX,
-            &RebuildSlot::default(),
-            scope,
-            &mut |_| (),
-        );
-        assert_eq!((visit.removed, visit.next), (0, None));
-        assert_eq!(index.slab().free_numbers(index), [number]);
+        let taken = (0..LEFT_OUT).map(|number| {
+            let Ok(private) = Private::take(index, &key(1 << 32 | number)) else {
+                panic!("there is room");
+            };
+            // SAFETY: no slot has the record, and no code reads the published record.
+            unsafe { private.publish() }.0
+        });
+        index.slab().hand_over(Box::new(FreedNumbers::new(taken.collect())));
+        let (mut at, mut free) = (Some(RecordPosition::default()), 0);
+        while let Some(from) = at {
+            let visit = shard.visit(from, MOST, &RebuildSlot::default(), scope, &mut |_| ());
+            let given_back = index.slab().free_numbers(index).len() - free;
+            assert!(given_back <= MOST as usize, "{given_back} records in a step");
+            (at, free) = (visit.next, free + given_back);
+        }
+        assert_eq!(free, LEFT_OUT as usize);
     });
 }
 

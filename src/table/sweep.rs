@@ -9,7 +9,7 @@ use crate::table::RouteTable;
 #[non_exhaustive]
 pub struct SweepReport {
     /// Records visited, including free records and those of removed nodes, and proxies. Copying a part of an index,
-    /// moving a shard and forgetting incarnations count as visits, too.
+    /// moving a shard, freeing a name and forgetting incarnations count as visits, too.
     pub visited: usize,
     /// Routes removed because they were expired or their proxy was removed.
     pub removed: usize,
