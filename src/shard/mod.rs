@@ -199,8 +199,8 @@ impl RecordPosition {
 /// The results of a sweeper's visit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Visit {
-    /// Records visited. A part of a rebuild and a move count as the whole rest of the visit, and so does a visit before
-    /// a move.
+    /// Records visited, at most as many as were asked for. A record with many routes counts as several. A part of a
+    /// rebuild and a move count as the whole rest of the visit, and so does a visit before a move.
     pub(crate) visited: u32,
     /// Routes removed.
     pub(crate) removed: usize,
@@ -535,11 +535,19 @@ impl<K: Key> Shard<K> {
             }
             let records = &records[place.offset as usize..];
             let count = (end - number).min(most - visit.visited).min(records.len() as u32);
+            let mut done = 0;
             for record in &records[..count as usize] {
+                done += 1;
                 match sweep_record::<K, P>(record, index, scope, census) {
-                    Some((removed, expired)) => {
+                    Some(Swept { removed, expired, more }) => {
                         visit.removed += removed;
                         visit.expired += expired;
+                        if more > 0 {
+                            visit.visited += more;
+                            if visit.visited + done >= most {
+                                break;
+                            }
+                        }
                     }
                     // The shard is moving: finish the move, and start again in the new slab.
                     None if can_move && self.compact(index, scope).is_ok() => {
@@ -555,11 +563,12 @@ impl<K: Key> Shard<K> {
                     }
                 }
             }
-            number += count;
-            visit.visited += count;
+            number += done;
+            visit.visited += done;
         }
+        visit.visited = visit.visited.min(most);
         let here = Some(RecordPosition { move_count, number });
-        let left = most.saturating_sub(visit.visited);
+        let left = most - visit.visited;
         if number < end || left == 0 {
             visit.next = here;
         } else if Self::is_sparse(index) {
@@ -600,20 +609,33 @@ impl<K: Key> Shard<K> {
     }
 }
 
-/// Removes the stale routes of one record. Returns their number, and how many of them were expired, or `None` if the
-/// record is moving.
+/// What a sweep did to one record.
+#[derive(Clone, Copy, Default)]
+struct Swept {
+    /// Routes removed.
+    removed: usize,
+    /// Of these, routes that were expired.
+    expired: usize,
+    /// How many visits the record counts for, beside the first.
+    more: u32,
+}
+
+/// Routes of a list that take as long as the visit of a record.
+const ROUTES_OF_A_VISIT: u32 = 8;
+
+/// Removes the stale routes of one record, or returns `None` if the record is moving.
 #[inline]
 fn sweep_record<K: Key, P: Liveness>(
     record: &Record,
     index: Index<'_>,
     scope: &Scope<'_, P>,
     census: &mut impl Census,
-) -> Option<(usize, usize)> {
+) -> Option<Swept> {
     let word = record.load();
-    let removed = match word.state() {
-        State::Retired | State::Dead => return Some((0, 0)),
+    let (removed, expired) = match word.state() {
+        State::Retired | State::Dead => return Some(Swept::default()),
         _ if word.is_frozen() => return None,
-        State::Live if scope.is_young(word) && census.see_valid(word, scope.proxies) => return Some((0, 0)),
+        State::Live if scope.is_young(word) && census.see_valid(word, scope.proxies) => return Some(Swept::default()),
         State::Live | State::Spill => {
             // SAFETY: the word has routes (invariant 3), and the scope's guard is pinned.
             let record = unsafe { Published::new(record) };
@@ -628,7 +650,11 @@ fn sweep_record<K: Key, P: Liveness>(
     };
     // Include invalid routes: while a route remains, its proxy's number must not become another proxy's.
     read_all(record, scope.guard, |word| census.see(word));
-    Some(removed)
+    let more = match word.state() {
+        State::Spill => word.list_len() as u32 / ROUTES_OF_A_VISIT,
+        _ => 0,
+    };
+    Some(Swept { removed, expired, more })
 }
 
 impl<K: Key> Drop for Shard<K> {

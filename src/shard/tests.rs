@@ -826,6 +826,34 @@ fn a_sweep_gives_back_in_short_steps_all_that_a_rebuild_left_out() {
     });
 }
 
+/// A change of a list reads all of its routes.
+#[test]
+fn a_step_visits_fewer_records_if_they_have_many_routes() {
+    const NODES: u64 = 300;
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    for (routes, steps) in [(1, 2), (MAX_ROUTES_PER_NODE as u32, 10)] {
+        let shard = Shard::new(0);
+        world.with(|scope| {
+            for (node, proxy) in (0..NODES).flat_map(|node| (0..routes).map(move |proxy| (node, proxy))) {
+                let key = UuidKey([node, 1]);
+                shard
+                    .put(&key, key.hash(scope.hasher), Change::Add(proxy), scope)
+                    .expect("there is room");
+            }
+            let (mut at, mut taken) = (Some(RecordPosition::default()), 0);
+            while let Some(from) = at {
+                let visit = shard.visit(from, 256, &RebuildSlot::default(), scope, &mut |_| ());
+                assert!(visit.visited <= 256, "{visit:?}");
+                (at, taken) = (visit.next, taken + 1);
+            }
+            assert!(
+                taken >= steps,
+                "{NODES} nodes with {routes} routes were visited in {taken} steps"
+            );
+        });
+    }
+}
+
 /// A slab of UUIDs may have millions of records, and any call of any thread may free the slab.
 #[test]
 fn keys_that_own_no_memory_are_not_looked_for_in_a_slab_that_is_freed() {
