@@ -1,17 +1,18 @@
 //! A private index.
 
+#[cfg(not(loom))]
+use std::alloc::alloc;
 use std::alloc::alloc_zeroed;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-#[cfg(loom)]
 use crate::layout::SLOTS_PER_BUCKET;
 use crate::shard::bucket::{ends, first, from_offset};
 #[cfg(loom)]
-use crate::shard::index::{EMPTY, segments_at};
-use crate::shard::index::{Header, Index, Shape, TakesSlab, frozen_segment};
+use crate::shard::index::EMPTY;
+use crate::shard::index::{Header, Index, Shape, TakesSlab, frozen_segment, segments_at};
 use crate::shard::probe::{PROBED_BUCKETS, following};
 #[cfg(loom)]
 use crate::shard::slab::Record;
@@ -31,7 +32,23 @@ impl NewIndex {
     /// Allocates an empty index over `slab`; `None` if there is no memory.
     pub(crate) fn new(slab: Arc<Slab>, shape: Shape) -> Option<NewIndex> {
         // SAFETY: the layout has a header, so its size is not zero.
-        let header = NonNull::new(unsafe { alloc_zeroed(shape.layout()) }.cast::<Header>())?;
+        let memory = unsafe { alloc_zeroed(shape.layout()) };
+        // SAFETY: the memory has this layout, and is only this thread's.
+        let index = unsafe { Self::with_header(memory, slab, shape) }?;
+        // Without loom, zeroed memory is EMPTY slots and a table without segments.
+        #[cfg(loom)]
+        index.initialize();
+        Some(index)
+    }
+
+    /// Writes the header of an index; `None` if `memory` is null.
+    ///
+    /// # Safety
+    ///
+    /// `memory` was allocated with the shape's layout, and only this thread has it. The caller writes the slots and the
+    /// segment table before any code reads them.
+    unsafe fn with_header(memory: *mut u8, slab: Arc<Slab>, shape: Shape) -> Option<NewIndex> {
+        let header = NonNull::new(memory.cast::<Header>())?;
         let new = Header {
             slab,
             shape,
@@ -42,11 +59,7 @@ impl NewIndex {
         };
         // SAFETY: the allocation starts with room for a header, and only this thread has the allocation.
         unsafe { header.write(new) };
-        let index = NewIndex(header);
-        // Without loom, zeroed memory is EMPTY slots and a table without segments.
-        #[cfg(loom)]
-        index.initialize();
-        Some(index)
+        Some(NewIndex(header))
     }
 
     #[cfg(loom)]
@@ -127,5 +140,83 @@ impl Drop for NewIndex {
     fn drop(&mut self) {
         // SAFETY: the index was never published. Its segments belong to the slab.
         unsafe { Header::free(self.0.as_ptr()) };
+    }
+}
+
+/// A private index whose slots are cleared part by part. The allocator would clear all of them at once, and the first
+/// write to each page of memory interrupts the thread.
+pub(crate) struct UnclearedIndex {
+    /// Without slots from `cleared` on.
+    index: NewIndex,
+    /// How many buckets are cleared.
+    cleared: u32,
+}
+
+impl UnclearedIndex {
+    /// Allocates an index over `slab`; `None` if there is no memory.
+    pub(crate) fn new(slab: Arc<Slab>, shape: Shape) -> Option<UnclearedIndex> {
+        // loom's atomics are no zeroed memory.
+        #[cfg(loom)]
+        let index = NewIndex::new(slab, shape)?;
+        #[cfg(not(loom))]
+        let index = Self::allocate(slab, shape)?;
+        Some(UnclearedIndex { index, cleared: 0 })
+    }
+
+    #[cfg(not(loom))]
+    fn allocate(slab: Arc<Slab>, shape: Shape) -> Option<NewIndex> {
+        let layout = shape.layout();
+        // SAFETY: the layout has a header, so its size is not zero.
+        let memory = unsafe { alloc(layout) };
+        // SAFETY: the memory has this layout, and is only this thread's. The segment table is written below, and the
+        // slots before `cleared` returns the index.
+        let index = unsafe { NewIndex::with_header(memory, slab, shape) }?;
+        let segments = segments_at(shape.buckets);
+        if cfg!(test) {
+            // Whoever uses a slot that is not cleared meets a record that does not exist.
+            // SAFETY: the layout has all bytes from the first slot to its end.
+            unsafe {
+                index
+                    .get()
+                    .slots_ptr()
+                    .cast::<u8>()
+                    .write_bytes(1, segments - size_of::<Header>())
+            };
+        }
+        // SAFETY: the layout has the segment table there.
+        let table = unsafe { memory.add(segments) };
+        // SAFETY: the segment table goes to the end of the layout. Zeroed memory is a table without segments.
+        unsafe { table.write_bytes(0, layout.size() - segments) };
+        Some(index)
+    }
+
+    pub(crate) fn shape(&self) -> Shape {
+        self.index.get().shape()
+    }
+
+    /// Clears the next `most` buckets.
+    pub(crate) fn clear(&mut self, most: u32) {
+        let until = self.shape().buckets.min(self.cleared.saturating_add(most));
+        #[cfg(not(loom))]
+        {
+            // SAFETY: the layout has the slots of this many buckets.
+            let first = unsafe {
+                self.index
+                    .get()
+                    .slots_ptr()
+                    .add((self.cleared * SLOTS_PER_BUCKET) as usize)
+            };
+            // SAFETY: the layout has the slots up to `until`. A slot of zero bytes is EMPTY.
+            unsafe { first.write_bytes(0, ((until - self.cleared) * SLOTS_PER_BUCKET) as usize) };
+        }
+        self.cleared = until;
+    }
+
+    /// The empty index, or `self` if there is more to clear.
+    pub(crate) fn cleared(self) -> Result<NewIndex, UnclearedIndex> {
+        if self.cleared < self.shape().buckets {
+            return Err(self);
+        }
+        Ok(self.index)
     }
 }

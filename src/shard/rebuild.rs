@@ -11,7 +11,8 @@
 //! thread rebuilds only beyond the second limit, for example if the first thread was stopped or had no memory.
 //!
 //! The sweeper may shed tombstones slowly, but must not pause for as long as a rebuild of a large index takes. So it
-//! copies a large index in parts, some buckets at a time ([`Rebuild`]).
+//! clears and copies a large index in parts, some buckets at a time ([`Rebuild`]). If insertions make the shard too large
+//! for the copy meanwhile, the next part begins another copy.
 //!
 //! Meanwhile other threads may fill slots of buckets that were already copied. The end of the rebuild freezes each slot
 //! that was EMPTY, and copies the slots that were filled since. Slots are written once (invariant 1), so the rest of
@@ -29,7 +30,7 @@ use crate::liveness::Liveness;
 use crate::mem::segments::Location;
 use crate::shard::index::{Index, Shape};
 use crate::shard::key::Key;
-use crate::shard::new_index::NewIndex;
+use crate::shard::new_index::{NewIndex, UnclearedIndex};
 use crate::shard::published::Published;
 use crate::shard::{CapacityError, Scope, Shard, reserve};
 use crate::sync::failpoint;
@@ -46,6 +47,9 @@ const ALL_SLOTS: u16 = ((1_u32 << SLOTS_PER_BUCKET) - 1) as u16;
 
 /// Buckets that the sweeper copies in the time in which it visits 64 records.
 const BUCKETS_PER_64: u32 = if cfg!(loom) { 1 } else { 8 };
+
+/// Buckets that the sweeper clears in the time in which it copies one.
+const CLEARED_PER_COPIED: u32 = 16;
 
 impl<K: Key> Shard<K> {
     /// Replaces `old` with a copy without its tombstones, unless another thread does so first. When this returns `Ok`,
@@ -88,8 +92,7 @@ impl<K: Key> Shard<K> {
     }
 
     /// [`rebuild`](Shard::rebuild) for the sweeper. A call takes about as long as visiting `records` records, except
-    /// for the first and the last part. The first part allocates the new index. Keeps an unfinished copy in `parked`.
-    /// Returns whether there is more to do.
+    /// for the last part. Keeps an unfinished copy in `parked`. Returns whether there is more to do.
     pub(crate) fn rebuild_part<P: Liveness>(
         &self,
         old: Index<'_>,
@@ -98,24 +101,37 @@ impl<K: Key> Shard<K> {
         scope: &Scope<'_, P>,
     ) -> Result<bool, CapacityError> {
         let serial = old.shape().serial;
-        let park = |rebuild| {
+        let park = |phase| {
             parked.put(PartialRebuild {
                 shard: self.number,
                 serial,
-                rebuild,
+                phase,
             });
             Ok(true)
         };
+        let next = next_shape(old, false);
         let partial = parked.take().filter(|partial| partial.is_of(self.number, serial));
-        let mut rebuild = match partial {
-            Some(partial) => partial.rebuild,
-            None if old.shape().buckets <= AT_ONCE => return self.rebuild(old, false, scope).map(|()| false),
-            // A part of its own: the allocator may have to clear memory of the index's size.
-            None => return park(Rebuild::new(old, next_shape(old, false))?),
-        };
+        // Insertions may have made the shard too large for the copy. They would fill the copy, and then one step would
+        // copy the whole index.
+        let partial = partial.filter(|partial| partial.phase.shape().buckets >= next.buckets);
         let buckets = (records / 64 + 1).saturating_mul(BUCKETS_PER_64);
+        let mut rebuild = match partial.map(|partial| partial.phase) {
+            None if old.shape().buckets <= AT_ONCE => return self.rebuild(old, false, scope).map(|()| false),
+            None => {
+                let new = UnclearedIndex::new(old.shared_slab(), next).ok_or(CapacityError::Memory)?;
+                return park(Phase::Clear(new));
+            }
+            Some(Phase::Clear(mut new)) => {
+                new.clear(buckets.saturating_mul(CLEARED_PER_COPIED));
+                return park(match new.cleared() {
+                    Ok(new) => Phase::Copy(Rebuild::into(new, old)?),
+                    Err(new) => Phase::Clear(new),
+                });
+            }
+            Some(Phase::Copy(rebuild)) => rebuild,
+        };
         match rebuild.copy::<K, P>(old, buckets, scope)? {
-            CopyEnd::Part => return park(rebuild),
+            CopyEnd::Part => return park(Phase::Copy(rebuild)),
             CopyEnd::All if self.finish(old, rebuild, scope)? => return Ok(false),
             CopyEnd::All | CopyEnd::Crowded | CopyEnd::Moving => {}
         }
@@ -184,10 +200,16 @@ enum CopyEnd {
 
 impl Rebuild {
     fn new(old: Index<'_>, shape: Shape) -> Result<Rebuild, CapacityError> {
+        let new = NewIndex::new(old.shared_slab(), shape).ok_or(CapacityError::Memory)?;
+        Self::into(new, old)
+    }
+
+    /// A copy of `old` in the empty index `new`.
+    fn into(new: NewIndex, old: Index<'_>) -> Result<Rebuild, CapacityError> {
         let mut done = Vec::new();
         reserve(&mut done, old.shape().buckets as usize)?;
         Ok(Rebuild {
-            new: NewIndex::new(old.shared_slab(), shape).ok_or(CapacityError::Memory)?,
+            new,
             done,
             left_out: Vec::new(),
         })
@@ -258,7 +280,25 @@ pub(crate) struct PartialRebuild {
     shard: u16,
     /// The serial of the index that is copied. Its address would not do: it could be reused.
     serial: u32,
-    rebuild: Rebuild,
+    phase: Phase,
+}
+
+/// What the next part of a rebuild does.
+enum Phase {
+    /// It clears slots of the new index.
+    Clear(UnclearedIndex),
+    /// It copies.
+    Copy(Rebuild),
+}
+
+impl Phase {
+    /// The shape of the new index.
+    fn shape(&self) -> Shape {
+        match self {
+            Phase::Clear(new) => new.shape(),
+            Phase::Copy(rebuild) => rebuild.new.get().shape(),
+        }
+    }
 }
 
 // SAFETY: the new index is private, so no other thread touches it at the same time. Its header owns an `Arc` of a slab

@@ -1,6 +1,6 @@
 //! Tests that use the internals of a shard.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use crate::layout::{MAX_RECORDS, MAX_ROUTES_PER_NODE, SHARD_BITS, SHARDS, SLOTS_
 use crate::liveness::{Holder, Liveness};
 use crate::shard::Scope;
 use crate::shard::key::UuidKey;
+use crate::shard::new_index::UnclearedIndex;
 use crate::shard::routes::Change;
 use crate::shard::scan::{Next, Start};
 use crate::shard::slab::FreedNumbers;
@@ -824,6 +825,134 @@ fn a_sweep_gives_back_in_short_steps_all_that_a_rebuild_left_out() {
         }
         assert_eq!(free, LEFT_OUT as usize);
     });
+}
+
+std::thread_local! {
+    static HASHED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// A key that counts how often a rebuild places a record in an index. Its hash is its first half.
+struct Placed(u64);
+
+impl Key for Placed {
+    const OWNS_MEMORY: bool = false;
+
+    fn hash(&self, _hasher: &RandomState) -> u64 {
+        self.0
+    }
+
+    unsafe fn is(&self, stored: [u64; 2]) -> bool {
+        stored[0] == self.0
+    }
+
+    fn store(&self) -> Option<[u64; 2]> {
+        Some([self.0, 1])
+    }
+
+    fn hash_stored(stored: [u64; 2], _hasher: &RandomState) -> u64 {
+        HASHED.set(HASHED.get() + 1);
+        stored[0]
+    }
+
+    unsafe fn node(stored: [u64; 2]) -> NodeId {
+        Uuid::from_u64_pair(0, stored[0]).into()
+    }
+
+    unsafe fn free(_stored: [u64; 2]) {}
+}
+
+/// Rebuilds a shard of `keys` in parts, after removing all keys from `stay` on. Inserts `late` after the first part.
+/// Returns the number of parts, and the most records that a part copied.
+fn rebuild_in_parts(keys: &[Placed], stay: usize, late: &[Placed]) -> (u32, usize) {
+    let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
+    let shard = Shard::<Placed>::new(0);
+    world.with(|scope| {
+        let add = |key: &Placed| _ = shard.put(key, key.0, Change::Add(0), scope).expect("there is room");
+        let index = || shard.root(scope.guard).expect("it was made");
+        keys.iter().for_each(add);
+        shard.rebuild(index(), false, scope).expect("there is memory");
+        let before = index().shape();
+        for key in &keys[stay..] {
+            assert_eq!(shard.remove(key, key.0, Change::RemoveNode, scope), 1);
+        }
+        let (parked, mut parts, mut most, mut late) = (RebuildSlot::default(), 0, 0, late.iter());
+        loop {
+            parts += 1;
+            HASHED.set(0);
+            let is_going_on = shard
+                .rebuild_part(index(), 256, &parked, scope)
+                .expect("there is memory");
+            most = most.max(HASHED.get());
+            if !is_going_on {
+                break;
+            }
+            late.by_ref().for_each(add);
+            assert_eq!(
+                index().shape().serial,
+                before.serial,
+                "the insertions have replaced the index"
+            );
+        }
+        let after = index().shape();
+        assert_eq!(after.serial, before.serial + 1);
+        assert_eq!(index().slab().used(), index().slab().live());
+        assert_eq!(index().slab().live() as usize, world.route_limit.get());
+        (parts, most)
+    })
+}
+
+/// The buckets that a part copies, and that a part clears.
+const COPIED: u32 = (256 / 64 + 1) * 8;
+const CLEARED: u32 = COPIED * 16;
+
+fn placed(count: u32, seed: u64) -> Vec<Placed> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..count).map(|_| Placed(random.u64(..))).collect()
+}
+
+#[test]
+fn no_part_of_a_rebuild_clears_or_copies_more_than_its_share() {
+    let count = 60_000;
+    let stay = count - count / 10;
+    let (parts, most) = rebuild_in_parts(&placed(count, 7), stay as usize, &[]);
+    let of_clearing = buckets_for(stay, 0).div_ceil(CLEARED);
+    let of_copying = buckets_for(count, 0).div_ceil(COPIED);
+    assert_eq!(parts, 1 + of_clearing + of_copying);
+    assert!(
+        most <= (COPIED * SLOTS_PER_BUCKET) as usize,
+        "a part copied {most} records"
+    );
+}
+
+#[test]
+fn a_copy_that_has_become_too_small_begins_again() {
+    let count = with_most_room(20_000);
+    let late = max_used(buckets_for(count, 0)) - count;
+    let stay = count - count / 20;
+    let slots = buckets_for(stay, 0) * SLOTS_PER_BUCKET;
+    assert!(stay + late > slots, "{} keys fit into {slots} slots", stay + late);
+    let (_, most) = rebuild_in_parts(&placed(count, 7), stay as usize, &placed(late, 8));
+    assert!(
+        most <= (COPIED * SLOTS_PER_BUCKET) as usize,
+        "a part copied {most} records"
+    );
+}
+
+#[test]
+fn an_index_that_is_not_cleared_can_be_dropped() {
+    let shape = Shape {
+        buckets: 100,
+        segments: 3,
+        seed: 0,
+        reseeds: 0,
+        serial: 0,
+    };
+    let slab = Arc::new(Slab::new(0));
+    let uncleared = UnclearedIndex::new(Arc::clone(&slab), shape);
+    let mut half = UnclearedIndex::new(Arc::clone(&slab), shape).expect("there is memory");
+    half.clear(50);
+    drop((uncleared, half.cleared().err().expect("it is not cleared")));
+    assert_eq!(Arc::strong_count(&slab), 1);
 }
 
 /// A change of a list reads all of its routes.
