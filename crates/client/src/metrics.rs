@@ -245,7 +245,7 @@ impl Part for TrackerClient {
 const CACHE: &[Row<CacheStats>] = rows! { "nodetracker_cache_";
     gauge nodes: "Nodes whose answers are in the cache, roughly", |stats| stats.nodes;
     counter hits: "Look-ups with a fresh answer in the cache", |stats| stats.hits;
-    counter misses: "Look-ups that waited for a call", |stats| stats.misses;
+    counter misses: "Look-ups without a fresh answer in the cache", |stats| stats.misses;
     counter calls: "Calls to the tracker", |stats| stats.calls;
     counter failures: "Calls that failed", |stats| stats.failures;
     counter stale_answers: "Look-ups with a stale answer, because no tracker answered", |stats| stats.stale_answers;

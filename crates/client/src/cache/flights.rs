@@ -72,6 +72,12 @@ impl Flights {
         (result, Some(flight))
     }
 
+    /// Returns the result of the node's flight, if there is a flight.
+    pub(super) fn present(&self, node: &NodeId) -> Option<SharedFetch> {
+        let state = self.0.lock();
+        state.flights.get(node).map(|joinable| joinable.result.clone())
+    }
+
     /// Forgets the flight of a node: later look-ups do not join it, and its answer is not kept.
     pub(super) fn forget(&self, node: &NodeId) {
         self.0.lock().flights.remove(node);

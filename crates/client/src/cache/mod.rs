@@ -2,17 +2,18 @@
 //!
 //! A [`RouteCache`] asks the tracker that it is given, and keeps the answers for a short time. Several look-ups of one
 //! node at the same time make one call. If no tracker answers, the cache returns an older answer for a bounded time,
-//! and marks the answer as stale. An error is never kept: the next look-up makes the next call.
+//! and marks the answer as stale. An error is never kept. But after a call without an answer, look-ups with an older
+//! answer return it at once for a second. After this second, one look-up at a time tries the trackers again.
 //!
 //! The size is bounded by the crate moka, which keeps the nodes that are asked for often. Ages are decided here,
 //! on tokio's clock, because an expired answer is still of use if no tracker answers.
 //!
 //! [`RouteCache::follow`] watches a tracker, and drops a node's answer when the tracker sends a change of the node.
-//! Without `follow`, a fresh answer is at most [`ttl`](CacheConfig::ttl) old. With `follow`, an answer of the followed
-//! tracker is some milliseconds old while the watch lasts. If the cache asks another tracker, which has not received
-//! the change yet, the cache keeps the former answer for up to `ttl`.
+//! Without `follow`, a fresh answer is at most [`ttl`](CacheConfig::ttl) old. With `follow`, a fresh answer is some
+//! milliseconds old while the watch lasts of the tracker that gave it.
 //!
-//! On Linux, ages leave out the time for which the machine was suspended.
+//! On Linux, ages leave out the time for which the machine was suspended. So after the machine wakes up, an answer from
+//! before may count as fresh for the rest of its time.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -41,6 +42,7 @@
 
 mod flights;
 mod follow;
+mod outage;
 #[cfg(test)]
 mod tests;
 
@@ -52,10 +54,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use nodetracker::{NodeId, Proxy};
+use nodetracker::{NodeId, Proxy, ProxyDetails};
 use tokio::time::Instant;
 
 use crate::cache::flights::{Flight, Flights, SharedFetch};
+use crate::cache::outage::Outage;
 use crate::clock::bounded;
 use crate::complaints::Complaints;
 use crate::tracker::{NodeTracker, Route, TrackerError};
@@ -72,10 +75,12 @@ pub struct CacheConfig {
     pub ttl: Duration,
     /// How long an answer without routes is fresh.
     pub negative_ttl: Duration,
-    /// The greatest age of an answer that is returned because no tracker answers. If this is not more than `ttl`, no
-    /// stale answer is returned.
+    /// The greatest age of an answer with routes that is returned because no tracker answers. If this is not more than
+    /// `ttl`, no stale answer is returned. Answers without routes are never returned after `negative_ttl`.
     pub max_stale: Duration,
-    /// How long a route is left out after [`RouteCache::report_unreachable`], unless its proxy refreshes it.
+    /// How long a route is left out after [`RouteCache::report_unreachable`], unless its proxy refreshes it. With
+    /// several trackers, the refresh may be known to another tracker only, or may be of another clock. So a route may
+    /// return before its proxy refreshes it, or only after this time.
     pub complaint_ttl: Duration,
 }
 
@@ -107,7 +112,7 @@ pub struct Answer {
 pub enum Freshness {
     /// No older than the bounds of the [`CacheConfig`] allow.
     Fresh,
-    /// No tracker answered the look-up. The cache asked for this answer this long ago.
+    /// No tracker answered this look-up, or a look-up a moment before. The cache asked for this answer this long ago.
     Stale(Duration),
 }
 
@@ -117,7 +122,7 @@ pub enum Freshness {
 pub struct CacheStats {
     /// Look-ups with a fresh answer in the cache.
     pub hits: u64,
-    /// Look-ups that waited for a call.
+    /// Look-ups without a fresh answer in the cache.
     pub misses: u64,
     /// Calls to the tracker.
     pub calls: u64,
@@ -174,7 +179,8 @@ impl Kept {
 /// The latest answers of a tracker.
 ///
 /// As a [`NodeTracker`], a cache looks up in its answers, returns stale answers without a mark, and passes writes to
-/// its tracker. A write through the cache drops the answers of its nodes. Clones share one cache.
+/// its tracker. A write through the cache drops the answers of its nodes. The write goes on if its future is dropped,
+/// and drops the answers again at its end. Clones share one cache.
 #[derive(Clone)]
 pub struct RouteCache(Arc<Inner>);
 
@@ -183,6 +189,7 @@ struct Inner {
     config: CacheConfig,
     kept: moka::sync::Cache<NodeId, Arc<Kept>>,
     flights: Flights,
+    outage: Outage,
     complaints: Complaints,
     counters: Counters,
 }
@@ -198,12 +205,14 @@ impl fmt::Debug for RouteCache {
 /// What the cache has for a look-up.
 enum Found {
     Fresh(Arc<[Route]>),
+    /// No tracker has answered a moment ago.
+    Stale(Answer),
     InFlight(SharedFetch),
 }
 
 impl RouteCache {
     /// Creates an empty cache before a tracker. The tracker's calls must end by themselves, as the calls of a client
-    /// with deadlines do. Look-ups need a tokio runtime.
+    /// with deadlines do. Look-ups and writes need a tokio runtime.
     #[must_use]
     pub fn new(tracker: Arc<dyn NodeTracker>, config: CacheConfig) -> Self {
         Self(Arc::new(Inner {
@@ -215,6 +224,7 @@ impl RouteCache {
                 .support_invalidation_closures()
                 .build(),
             flights: Flights::default(),
+            outage: Outage::default(),
             complaints: Complaints::new(config.complaint_ttl),
             counters: Counters::default(),
         }))
@@ -293,6 +303,28 @@ impl RouteCache {
         }
     }
 
+    /// Makes a write. Drops the answers that it changes when it ends, and when the returned future is dropped. A write
+    /// is a task of its own: so it ends, and a look-up that found the tracker before the write leaves no answer.
+    async fn write(
+        &self,
+        changed: Changed,
+        call: impl Future<Output = Result<(), TrackerError>> + Send + 'static,
+    ) -> Result<(), TrackerError> {
+        let invalidation = |changed| Invalidation {
+            cache: self.clone(),
+            changed,
+        };
+        let (at_end, at_drop) = (invalidation(changed.clone()), invalidation(changed));
+        let task = tokio::spawn(async move {
+            let _at_end = at_end;
+            call.await
+        });
+        let result = task.await;
+        // The task has dropped the answers.
+        at_drop.disarm();
+        result.unwrap_or_else(|error| Err(TrackerError::Internal(format!("the call has ended: {error}"))))
+    }
+
     /// Drops all answers with a route through one of these proxies.
     fn invalidate_proxies(&self, ids: Arc<HashSet<String>>) {
         let inner = &*self.0;
@@ -307,9 +339,39 @@ impl RouteCache {
     }
 }
 
+/// What a write changes.
+#[derive(Clone)]
+enum Changed {
+    Nodes(Arc<[NodeId]>),
+    Proxies(Arc<HashSet<String>>),
+    Nothing,
+}
+
+/// Drops the answers that a write changes, when it is dropped.
+struct Invalidation {
+    cache: RouteCache,
+    changed: Changed,
+}
+
+impl Invalidation {
+    fn disarm(mut self) {
+        self.changed = Changed::Nothing;
+    }
+}
+
+impl Drop for Invalidation {
+    fn drop(&mut self) {
+        match &self.changed {
+            Changed::Nodes(nodes) => nodes.iter().for_each(|node| self.cache.invalidate(node)),
+            Changed::Proxies(ids) => self.cache.invalidate_proxies(Arc::clone(ids)),
+            Changed::Nothing => {}
+        }
+    }
+}
+
 impl Inner {
-    /// Returns a fresh answer, or a result that comes. If there is no call for the node yet, also returns the flight
-    /// that [`fetch`](Self::fetch) has to make.
+    /// Returns a fresh answer, a stale answer during an outage, or a result that comes. If there is no call for the node
+    /// yet, also returns the flight that [`fetch`](Self::fetch) has to make.
     fn find(&self, node: &NodeId) -> (Found, Option<Flight>) {
         if let Some(kept) = self.kept.get(node)
             && kept.is_fresh(&self.config, Instant::now())
@@ -318,6 +380,13 @@ impl Inner {
             return (Found::Fresh(Arc::clone(&kept.routes)), None);
         }
         add_one(&self.counters.misses);
+        if self.outage.may_be(Instant::now())
+            && let Some(answer) = self.stale(node)
+            && !self.outage.begins_trial(Instant::now())
+        {
+            add_one(&self.counters.stale_answers);
+            return (Found::Stale(answer), None);
+        }
         let (result, flight) = self.flights.join(node);
         (Found::InFlight(result), flight)
     }
@@ -347,6 +416,7 @@ impl Inner {
                 };
                 inner.kept.insert(node.clone(), Arc::new(kept));
             };
+            inner.outage.ended(Instant::now(), result.as_ref().err());
             match result {
                 Ok(all) => zip(flights, all).for_each(|(flight, routes)| flight.finish(Ok(routes.into()), keep)),
                 Err(error) => {
@@ -363,13 +433,18 @@ impl Inner {
     async fn answer(&self, node: &NodeId, found: Found) -> Result<Answer, TrackerError> {
         let fetched = match found {
             Found::Fresh(routes) => Ok(routes),
+            Found::Stale(answer) => return Ok(answer),
             Found::InFlight(result) => result.await,
         };
         match fetched {
             Ok(routes) => Ok(self.reachable(node, routes, Freshness::Fresh)),
             // A tracker has answered.
             Err(error @ (TrackerError::InvalidArgument(_) | TrackerError::PermissionDenied(_))) => Err(error),
-            Err(error) => self.stale(node).ok_or(error),
+            Err(error) => {
+                let answer = self.stale(node).ok_or(error)?;
+                add_one(&self.counters.stale_answers);
+                Ok(answer)
+            }
         }
     }
 
@@ -387,10 +462,14 @@ impl Inner {
     fn stale(&self, node: &NodeId) -> Option<Answer> {
         let kept = self.kept.get(node)?;
         let age = kept.asked.elapsed();
-        if age >= self.config.max_stale {
+        // An old answer without routes would hide that no tracker answers.
+        let max = match kept.routes.is_empty() {
+            true => self.config.negative_ttl.min(self.config.max_stale),
+            false => self.config.max_stale,
+        };
+        if age >= max {
             return None;
         }
-        add_one(&self.counters.stale_answers);
         Some(self.reachable(node, Arc::clone(&kept.routes), Freshness::Stale(age)))
     }
 }
@@ -398,9 +477,21 @@ impl Inner {
 #[async_trait]
 impl NodeTracker for RouteCache {
     async fn add_nodes(&self, proxy: &Proxy<'_>, nodes: &[NodeId]) -> Result<(), TrackerError> {
-        let result = self.0.tracker.add_nodes(proxy, nodes).await;
-        nodes.iter().for_each(|node| self.invalidate(node));
-        result
+        let (tracker, proxy, nodes) = (
+            Arc::clone(&self.0.tracker),
+            ProxyDetails::from(*proxy),
+            Arc::<[_]>::from(nodes),
+        );
+        let changed = Changed::Nodes(Arc::clone(&nodes));
+        let call = async move {
+            let proxy = Proxy {
+                id: proxy.id(),
+                cluster_name: proxy.cluster_name(),
+                addr: proxy.addr(),
+            };
+            tracker.add_nodes(&proxy, &nodes).await
+        };
+        self.write(changed, call).await
     }
 
     async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
@@ -408,15 +499,21 @@ impl NodeTracker for RouteCache {
     }
 
     async fn remove_nodes(&self, proxy_id: &str, nodes: &[NodeId]) -> Result<(), TrackerError> {
-        let result = self.0.tracker.remove_nodes(proxy_id, nodes).await;
-        nodes.iter().for_each(|node| self.invalidate(node));
-        result
+        let (tracker, id, nodes) = (
+            Arc::clone(&self.0.tracker),
+            proxy_id.to_owned(),
+            Arc::<[_]>::from(nodes),
+        );
+        let changed = Changed::Nodes(Arc::clone(&nodes));
+        self.write(changed, async move { tracker.remove_nodes(&id, &nodes).await })
+            .await
     }
 
     async fn remove_proxy(&self, proxy_id: &str) -> Result<(), TrackerError> {
-        let result = self.0.tracker.remove_proxy(proxy_id).await;
-        self.invalidate_proxies(Arc::new([proxy_id.to_owned()].into()));
-        result
+        let (tracker, id) = (Arc::clone(&self.0.tracker), proxy_id.to_owned());
+        let changed = Changed::Proxies(Arc::new([id.clone()].into()));
+        self.write(changed, async move { tracker.remove_proxy(&id).await })
+            .await
     }
 
     /// Asks the tracker once for all nodes that are not in the cache.
@@ -430,8 +527,13 @@ impl NodeTracker for RouteCache {
         Ok(all)
     }
 
+    /// The answer is of a call that began after this call. So if a call is in flight, waits for its end, and then
+    /// shares the next call.
     async fn get_latest_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
-        self.0.flights.forget(node);
+        if let Some(earlier) = self.0.flights.present(node) {
+            // The next call may succeed also if this call fails.
+            let _ = earlier.await;
+        }
         let (result, flight) = self.0.flights.join(node);
         Inner::fetch(&self.0, flight.into_iter().collect());
         let routes = result.await?;

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use fastrand::Rng;
 use futures_util::FutureExt;
-use futures_util::future::try_join_all;
+use futures_util::future::{BoxFuture, try_join_all};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::ProxyChangeReason;
 use nodetracker_proto::v1::node_id::Id;
@@ -43,6 +43,10 @@ struct Slow {
     delays: Mutex<Option<Rng>>,
     is_down: AtomicBool,
     complaints: Mutex<Vec<(NodeId, String)>>,
+    /// Whether a write has an answer.
+    hangs: AtomicBool,
+    /// Before a write changes the routes.
+    write_delay: Mutex<Duration>,
 }
 
 impl Slow {
@@ -67,6 +71,19 @@ impl Slow {
         self.is_down.store(is_down, Ordering::Relaxed);
     }
 
+    /// Makes the routes of a node those through `b`, as each write of a test does.
+    async fn write(&self) -> Result<(), TrackerError> {
+        let delay = *self.write_delay.lock().expect("no test has panicked");
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
+        self.set(&node(1), &["b"]);
+        if self.hangs.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+
     fn delay(&self) -> Duration {
         let mut delays = self.delays.lock().expect("no test has panicked");
         let half = SLOWEST.as_millis() as u64 / 2;
@@ -88,7 +105,7 @@ impl Slow {
 #[async_trait]
 impl NodeTracker for Slow {
     async fn add_nodes(&self, _: &Proxy<'_>, _: &[NodeId]) -> Result<(), TrackerError> {
-        Ok(())
+        self.write().await
     }
 
     async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
@@ -124,11 +141,11 @@ impl NodeTracker for Slow {
     }
 
     async fn remove_nodes(&self, _: &str, _: &[NodeId]) -> Result<(), TrackerError> {
-        Ok(())
+        self.write().await
     }
 
     async fn remove_proxy(&self, _: &str) -> Result<(), TrackerError> {
-        Ok(())
+        self.write().await
     }
 
     async fn report_unreachable(&self, node: &NodeId, proxy_id: &str) -> Result<(), TrackerError> {
@@ -249,8 +266,9 @@ async fn without_a_tracker_an_answer_is_stale_for_a_bounded_time() {
         look_up(&cache).await,
         (vec!["a".into()], Freshness::Stale(asked.elapsed()))
     );
-    // The error is not kept.
+    // The error is not kept, except for a moment.
     tracker.set_down(false);
+    advance(Duration::from_secs(1)).await;
     assert_eq!(look_up(&cache).await.1, Freshness::Fresh);
     tracker.set_down(true);
     advance(CONFIG.max_stale).await;
@@ -260,6 +278,155 @@ async fn without_a_tracker_an_answer_is_stale_for_a_bounded_time() {
     );
     let stats = cache.stats();
     assert_eq!((stats.stale_answers, stats.failures, stats.calls), (1, 2, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_tracker_look_ups_do_not_wait_one_after_the_other() {
+    let (tracker, cache) = make();
+    let nodes = Vec::from_iter((0..10).map(node));
+    nodes.iter().for_each(|node| tracker.set(node, &["a"]));
+    cache.get_proxies_batch(&nodes).await.expect("there are answers");
+    tracker.set_down(true);
+    advance(CONFIG.ttl).await;
+    let calls = cache.stats().calls;
+    for round in 1..=3 {
+        let begun = Instant::now();
+        for node in &nodes {
+            let answer = cache.look_up(node).await.expect("there is an answer");
+            assert!(matches!(answer.freshness, Freshness::Stale(_)), "{answer:?}");
+        }
+        assert_eq!(begun.elapsed(), SLOWEST, "only the first look-up waits");
+        assert_eq!(
+            cache.stats().calls,
+            calls + round,
+            "after a second, a look-up tries again"
+        );
+        advance(Duration::from_secs(1)).await;
+    }
+    // While a look-up tries again, the others do not wait.
+    let trial = {
+        let (cache, node) = (cache.clone(), nodes[0].clone());
+        tokio::spawn(async move { cache.look_up(&node).await })
+    };
+    tokio::task::yield_now().await;
+    tracker.set_down(false);
+    let answer = cache
+        .look_up(&nodes[1])
+        .now_or_never()
+        .expect("no wait")
+        .expect("an answer");
+    assert!(matches!(answer.freshness, Freshness::Stale(_)), "{answer:?}");
+    let answer = trial.await.expect("no panic").expect("an answer");
+    assert_eq!(answer.freshness, Freshness::Fresh);
+    let answer = cache.look_up(&nodes[1]).await.expect("an answer");
+    assert_eq!(answer.freshness, Freshness::Fresh, "the outage is over");
+
+    // After a long time without look-ups, nobody knows whether the trackers are silent.
+    tracker.set_down(true);
+    advance(CONFIG.ttl).await;
+    cache.look_up(&nodes[0]).await.expect("an answer");
+    tracker.set_down(false);
+    advance(CONFIG.ttl).await;
+    for node in &nodes {
+        let answer = cache.look_up(node).await.expect("an answer");
+        assert_eq!(answer.freshness, Freshness::Fresh);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_answer_without_routes_does_not_hide_that_no_tracker_answers() {
+    let (tracker, cache) = make();
+    for wait in [Duration::ZERO, CONFIG.ttl] {
+        tracker.set_down(false);
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(ids(&cache.look_up(&node(2)).await.expect("an answer")), [""; 0]);
+        tracker.set_down(true);
+        advance(CONFIG.negative_ttl + wait).await;
+        let down = Err(TrackerError::Unavailable("down".to_owned()));
+        assert_eq!(cache.look_up(&node(2)).await, down);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn latest_routes_at_the_same_time_share_a_call() {
+    let (tracker, cache) = make();
+    tracker.set(&node(1), &["a"]);
+    look_up(&cache).await;
+    let calls = cache.stats().calls;
+    let mut herd = JoinSet::new();
+    for _ in 0..100 {
+        let cache = cache.clone();
+        herd.spawn(async move { cache.get_latest_proxies(&node(1)).await });
+    }
+    let answers = herd.join_all().await;
+    assert!(
+        answers
+            .into_iter()
+            .all(|answer| answer.is_ok_and(|routes| routes.len() == 1))
+    );
+    assert!(cache.stats().calls - calls <= 2, "{:?}", cache.stats());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_latest_routes_are_not_of_a_call_that_began_before() {
+    let (tracker, cache) = make();
+    tracker.set(&node(1), &["a"]);
+    let early = {
+        let cache = cache.clone();
+        tokio::spawn(async move { look_up(&cache).await.0 })
+    };
+    // The tracker has read the routes, and the reply is on its way.
+    sleep(SLOWEST * 2 / 3).await;
+    tracker.set(&node(1), &["b"]);
+    let latest = cache.get_latest_proxies(&node(1)).await.expect("an answer");
+    assert_eq!(latest[0].proxy.id(), "b");
+    assert_eq!(early.await.expect("no panic"), ["a"]);
+    assert_eq!(look_up(&cache).await.0, ["b"], "the later answer is kept");
+    assert_eq!(cache.stats().calls, 2);
+}
+
+/// A write through the cache, which makes the route of `node-1` go through `b`.
+type Write = fn(&RouteCache) -> BoxFuture<'_, Result<(), TrackerError>>;
+
+const WRITES: [(&str, Write); 3] = [
+    ("add_nodes", |cache| {
+        let proxy = Proxy {
+            id: "b",
+            cluster_name: "",
+            addr: "proxy:1",
+        };
+        async move { cache.add_nodes(&proxy, &[node(1)]).await }.boxed()
+    }),
+    ("remove_nodes", |cache| {
+        async move { cache.remove_nodes("a", &[node(1)]).await }.boxed()
+    }),
+    ("remove_proxy", |cache| cache.remove_proxy("a")),
+];
+
+#[tokio::test(start_paused = true)]
+async fn a_write_whose_future_is_dropped_leaves_no_former_answer() {
+    for (name, write) in WRITES {
+        let (tracker, cache) = make();
+        tracker.set(&node(1), &["a"]);
+        look_up(&cache).await;
+        // The write is done, and its answer does not come.
+        tracker.hangs.store(true, Ordering::Relaxed);
+        assert_eq!(write(&cache).now_or_never(), None, "{name}");
+        assert_eq!(look_up(&cache).await.0, ["b"], "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_is_done_after_its_future_was_dropped_drops_the_answers() {
+    for (name, write) in WRITES {
+        let (tracker, cache) = make();
+        tracker.set(&node(1), &["a"]);
+        *tracker.write_delay.lock().expect("no test has panicked") = 2 * SLOWEST;
+        assert_eq!(write(&cache).now_or_never(), None, "{name}");
+        assert_eq!(look_up(&cache).await.0, ["a"], "{name}: the write is not done yet");
+        sleep(2 * SLOWEST).await;
+        assert_eq!(look_up(&cache).await.0, ["b"], "{name}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
