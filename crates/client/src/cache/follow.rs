@@ -14,7 +14,7 @@ use nodetracker_proto::v1;
 use nodetracker_proto::v1::ProxyChangeReason;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 use tracing::warn;
@@ -33,22 +33,17 @@ const PLACE_LIMIT: Duration = Duration::from_secs(5);
 /// The cache ends a watch that is silent for this time. Trackers send a message at least every 25 seconds.
 const SILENCE_LIMIT: Duration = Duration::from_secs(40);
 
-/// A task that follows a tracker's changes. Dropping it ends the task.
+/// Tasks that follow the changes of trackers. Dropping it ends the tasks.
 #[derive(Debug)]
-#[must_use = "the task ends when the result is dropped"]
-pub struct Follower(JoinHandle<Infallible>);
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
+#[must_use = "the tasks end when the result is dropped"]
+pub struct Follower(#[expect(dead_code, reason = "dropping it ends the tasks")] JoinSet<Infallible>);
 
 impl RouteCache {
-    /// Follows the changes of one of several trackers, from the first tracker on, until the result is dropped. The
-    /// cache then receives each change of the fleet, some hundred bytes. Look-ups should ask the followed tracker:
-    /// another tracker's answer may lack the change that led to the look-up. While the cache follows no tracker, only
-    /// the bounds of the [`CacheConfig`](crate::cache::CacheConfig) apply.
+    /// Follows the changes of all of some trackers, until the result is dropped. These should be the trackers that
+    /// look-ups ask. Each tracker sends each change of the fleet, some hundred bytes. A change from any tracker drops the
+    /// node's answer, because the next answer may be of a tracker that lacks the change, and then has to be dropped once
+    /// more. For answers of a tracker that the cache cannot follow at present, only the bounds of the
+    /// [`CacheConfig`](crate::cache::CacheConfig) apply.
     ///
     /// # Errors
     ///
@@ -59,29 +54,8 @@ impl RouteCache {
     /// Outside of a tokio runtime with its time and I/O enabled.
     pub fn follow(&self, trackers: &[TrackerAddr], config: &ConnectConfig) -> Result<Follower, NoTls> {
         config.check(trackers)?;
-        let channels: Vec<_> = trackers
-            .iter()
-            .map(|addr| (addr.clone(), config.channel(addr)))
-            .collect();
-        let cache = self.clone();
-        Ok(Follower(tokio::spawn(async move {
-            let limits = Limits::default();
-            let mut backoff = Backoff::new(limits, fastrand::u64(..));
-            loop {
-                for (addr, channel) in &channels {
-                    let begun = Instant::now();
-                    let Err(status) = follow(&cache, channel).await;
-                    warn!("the cache no longer follows {addr}: {status}");
-                    if begun.elapsed() >= limits.max {
-                        backoff.reset();
-                    }
-                    sleep(backoff.next_wait()).await;
-                }
-                if channels.is_empty() {
-                    std::future::pending::<()>().await;
-                }
-            }
-        })))
+        let follow = |addr: &TrackerAddr| follow_forever(self.clone(), addr.clone(), config.channel(addr));
+        Ok(Follower(trackers.iter().map(follow).collect()))
     }
 
     /// Drops the answers that a message changes. Returns `false` if the tracker has dropped changes since the place.
@@ -116,6 +90,21 @@ impl RouteCache {
             Message::Snapshot(_) | Message::KeepAlive(_) => {}
         }
         true
+    }
+}
+
+/// Follows a tracker, and begins again when its watch has ended.
+async fn follow_forever(cache: RouteCache, addr: TrackerAddr, channel: Channel) -> Infallible {
+    let limits = Limits::default();
+    let mut backoff = Backoff::new(limits, fastrand::u64(..));
+    loop {
+        let begun = Instant::now();
+        let Err(status) = follow(&cache, &channel).await;
+        warn!("the cache no longer follows {addr}: {status}");
+        if begun.elapsed() >= limits.max {
+            backoff.reset();
+        }
+        sleep(backoff.next_wait()).await;
     }
 }
 

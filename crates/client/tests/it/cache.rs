@@ -52,7 +52,7 @@ async fn a_cache_that_follows_a_tracker_has_its_changes() {
 }
 
 #[tokio::test]
-async fn a_cache_follows_the_next_tracker_if_one_is_gone_and_the_first_one_again() {
+async fn a_cache_follows_all_trackers_and_each_again_after_a_cut() {
     let (first, second) = (Running::start().await, Running::start().await);
     let name = node("node-1");
     let mut config = CacheConfig::default();
@@ -61,36 +61,36 @@ async fn a_cache_follows_the_next_tracker_if_one_is_gone_and_the_first_one_again
     let trackers = [first.at(), second.at()];
     let _follower = cache.follow(&trackers, &ConnectConfig::default()).unwrap();
     let invalidations = || cache.stats().invalidations;
-    eventually("the watch of the first has begun", async || invalidations() == 1).await;
+    eventually("both watches have begun", async || invalidations() == 2).await;
     let found = async || proxies(&cache.look_up(&name).await.expect("the tracker answers").routes);
-    assert_eq!(found().await, []);
-    second.report(&name, "proxy-2", "10.0.0.2:1");
-    assert_eq!(found().await, [], "nobody follows the second tracker");
-    // A change at a tracker that is followed drops the answer.
-    let is_followed = async |tracker: &Running, port: u8| {
+    let proxy = |number: u8| (format!("proxy-{number}"), format!("10.0.0.{number}:1"));
+    let report = |tracker: &Running, number| {
+        let (id, addr) = proxy(number);
+        tracker.report(&name, &id, &addr);
+    };
+    let change_is_noticed = async |tracker: &Running, number| {
         let before = invalidations();
-        tracker.report(&node("other"), "proxy-2", &format!("10.0.0.2:{port}"));
+        report(tracker, number);
         eventually("the change is noticed", async || invalidations() > before).await;
     };
-    tracker_has_proxy(&first);
-    is_followed(&first, 2).await;
+    report(&first, 1);
+    report(&second, 1);
+    eventually("the first route", async || found().await == [proxy(1)]).await;
 
+    // A change reaches the first tracker, and the look-up that follows asks the second tracker.
+    change_is_noticed(&first, 2).await;
+    assert_eq!(found().await, [proxy(1)]);
+    report(&second, 2);
+    eventually("the change", async || found().await == [proxy(2), proxy(1)]).await;
+
+    // A cut of one watch does not delay the other.
     let addr = first.addr.to_string();
     first.stop().await;
-    // The answers of the time without a watch are dropped, and later changes are noticed.
-    eventually("the second is followed", async || found().await.len() == 1).await;
-    is_followed(&second, 3).await;
-    eventually("the new address", async || found().await[0].1 == "10.0.0.2:3").await;
-
-    let first = Running::start_on(&addr).await;
-    tracker_has_proxy(&first);
+    change_is_noticed(&second, 3).await;
+    assert_eq!(found().await.len(), 3);
     let before = invalidations();
-    second.stop().await;
+    let first = Running::start_on(&addr).await;
     eventually("the first is followed again", async || invalidations() > before).await;
-    is_followed(&first, 4).await;
-}
-
-/// A later report with another address is a change of the proxy.
-fn tracker_has_proxy(tracker: &Running) {
-    tracker.report(&node("other"), "proxy-2", "10.0.0.2:1");
+    assert_eq!(found().await.len(), 3);
+    change_is_noticed(&first, 4).await;
 }
