@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use crate::clock::bounded;
 
-/// The shortest bound of a wait. With waits of zero, failures at once would be a busy loop.
-const SHORTEST: Duration = Duration::from_millis(1);
+/// The shortest bound of a wait, and the shortest interval. With waits of zero, answers or failures at once would be a
+/// busy loop.
+pub(crate) const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Exponential backoff with full jitter: before attempt *n*, wait for a random time between zero and
 /// `min(max, base * 2^n)`.

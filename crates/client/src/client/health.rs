@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::backoff::{Backoff, Limits};
+use crate::backoff::{Backoff, Limits, SHORTEST};
 use crate::clock::bounded;
 
 /// When a tracker counts as unhealthy, and how often it is probed.
@@ -16,7 +16,7 @@ pub struct HealthConfig {
     /// How many calls and probes in a row without an answer make a tracker unhealthy. 0 means 1.
     pub unhealthy_after: u32,
     /// The mean time between two probes of a tracker that answers. Each wait differs from the mean by up to a quarter,
-    /// so that many clients spread their probes.
+    /// so that many clients spread their probes. An interval below a millisecond counts as a millisecond.
     pub interval: Duration,
     /// A probe without an answer for this long has failed.
     pub timeout: Duration,
@@ -73,7 +73,7 @@ impl Health {
     /// the same seed draw the same waits.
     #[must_use]
     pub fn new(now: Instant, config: HealthConfig, seed: u64) -> Self {
-        let interval = bounded(config.interval);
+        let interval = bounded(config.interval).max(SHORTEST);
         Self {
             config: HealthConfig { interval, ..config },
             backoff: Backoff::new(config.backoff, seed),
@@ -252,6 +252,20 @@ mod tests {
             Input::ProbeFailed,
             Input::ProbeFailed,
         ] {
+            health.handle(now, input);
+            assert!(health.next_timeout() > Some(now), "{input:?}");
+        }
+    }
+
+    #[test]
+    fn an_interval_of_zero_is_no_busy_loop() {
+        let now = Instant::now();
+        let config = HealthConfig {
+            interval: Duration::ZERO,
+            ..HealthConfig::default()
+        };
+        let mut health = Health::new(now, config, 6);
+        for input in [Input::ProbeServing(SECOND), Input::ProbeNotServing] {
             health.handle(now, input);
             assert!(health.next_timeout() > Some(now), "{input:?}");
         }

@@ -15,6 +15,7 @@ use proto::peer_response::Response;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
+use crate::backoff::SHORTEST;
 use crate::clock::now;
 use crate::control::Verify;
 use crate::proxy::protocol;
@@ -28,7 +29,7 @@ pub struct PeerTimes {
     pub connect_timeout: Duration,
     /// The longest time for a peer's answer.
     pub answer_timeout: Duration,
-    /// How often a peer is pinged. A peer that is gone is noticed after this time and twice the time for an answer.
+    /// How often a peer is pinged, at least a millisecond. A peer that is gone is noticed after this time and twice the time for an answer.
     /// Then the streams through the peer end.
     pub ping_interval: Duration,
     /// A tunnel without streams and dials is closed after this time.
@@ -246,7 +247,7 @@ async fn keep_alive(inner: Weak<Inner>, times: PeerTimes, key: Key, tunnel: Arc<
     let mut last_use = Instant::now();
     let mut is_known = true;
     loop {
-        sleep(times.ping_interval).await;
+        sleep(times.ping_interval.max(SHORTEST)).await;
         let is_idle = tunnel.tunnel.open_streams() == 0;
         if tunnel.is_used.swap(false, Relaxed) || !is_idle {
             last_use = Instant::now();

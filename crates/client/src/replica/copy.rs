@@ -279,8 +279,17 @@ impl Writer {
         if former.len() + present.len() > MAX_ROUTES_PER_NODE {
             remove_others();
         }
-        // The latest addition comes first in the table.
-        for proxy in present.iter().rev() {
+        // The latest addition comes first in the table. A route that is added again counts as reported again, which ends
+        // complaints. So the routes that keep their places at the end are not added again. But if the routes are the
+        // former routes, the tracker has lost and got one of them, and any may be that one.
+        let mut kept = former
+            .iter()
+            .map(|route| route.proxy)
+            .filter(|proxy| present.contains(proxy));
+        let is_same = former.len() == present.len() && kept.clone().count() == present.len();
+        let is_kept = |proxy: &ProxyRef| !is_same && kept.next_back() == Some(*proxy);
+        let added = present.len() - present.iter().rev().copied().take_while(is_kept).count();
+        for proxy in present[..added].iter().rev() {
             table.add_node(&node, *proxy)?;
         }
         remove_others();

@@ -18,7 +18,7 @@ use nodetracker::NodeId;
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_response::Message;
 
-use crate::backoff::{Backoff, Limits};
+use crate::backoff::{Backoff, Limits, SHORTEST};
 use crate::clock::bounded;
 use crate::replica::copy::{ApplyError, Copy, Writer};
 use crate::tracker::Route;
@@ -29,7 +29,7 @@ const SWEEP_STEP: usize = 1 << 16;
 /// The times of a replica.
 #[derive(Debug, Clone, Copy)]
 pub struct ReplicaTimes {
-    /// How often the replica asks how far behind it is. [`View::staleness`] stays below this and a round trip while the
+    /// How often the replica asks how far behind it is, at least a millisecond. [`View::staleness`] stays below this and a round trip while the
     /// replica keeps up.
     pub probe_interval: Duration,
     /// The replica ends a watch that is silent for this time. Trackers send a message at least every 25 seconds.
@@ -233,7 +233,7 @@ impl Machine {
     #[must_use]
     pub fn new(now: Instant, wall: SystemTime, trackers: usize, times: ReplicaTimes, seed: u64) -> Self {
         let times = ReplicaTimes {
-            probe_interval: bounded(times.probe_interval),
+            probe_interval: bounded(times.probe_interval).max(SHORTEST),
             silence_limit: bounded(times.silence_limit),
             backoff: times.backoff.bounded(),
         };
@@ -294,6 +294,8 @@ impl Machine {
                 {
                     self.writer = self.new_writer();
                     self.closes = true;
+                    // The same tracker may send the same message again. Another tracker may not.
+                    self.unplace();
                     self.end(error.to_string());
                 }
             }
@@ -387,8 +389,8 @@ impl Machine {
         }
     }
 
-    /// Ends the watch. The replica watches the same tracker again if the tracker has sent its whole table in this
-    /// watch, and the next tracker otherwise.
+    /// Ends the watch. The replica watches the same tracker again if it has the tracker's whole table from this watch,
+    /// and the next tracker otherwise.
     fn end(&mut self, reason: String) {
         let State::Watching { since, probe, .. } = self.state else {
             return;

@@ -13,7 +13,7 @@
 //! the end of a route when it sweeps the route, at most a third of a keep-alive interval after the expiry.
 //!
 //! A tracker does not send refreshes. So [`Route::last_refresh`] of an answer is the time when the replica last got the
-//! route, on the replica's clock. The order of the routes is that of the tracker at that time.
+//! route, or its present place among the node's routes, on the replica's clock. The order of the routes is that of the tracker at that time.
 //!
 //! As a [`NodeTracker`], a replica bounds the age of its answers: see [`ReplicaConfig::max_staleness`].
 //!
@@ -102,19 +102,26 @@ pub struct ReplicaConfig {
     /// From this [staleness](Replica::staleness) on, the look-ups of the replica as a [`NodeTracker`] are calls to a
     /// tracker.
     pub max_staleness: Duration,
-    /// How long a route is left out after a report that the node is unreachable there, unless the route is refreshed.
+    /// As `max_staleness`, for nodes without a route in the copy: the node may have connected since. Should be more than
+    /// [`ReplicaTimes::probe_interval`] and a round trip. Otherwise, such look-ups are calls also while the replica
+    /// follows a tracker.
+    pub max_negative_staleness: Duration,
+    /// How long a route is left out after a report that the node is unreachable there, unless the route is refreshed. For
+    /// answers of several trackers, the note at
+    /// [`CacheConfig::complaint_ttl`](crate::cache::CacheConfig::complaint_ttl) applies.
     pub complaint_ttl: Duration,
 }
 
 impl ReplicaConfig {
     /// Returns the default configuration. Look-ups use the copy until it is 5 minutes old, which is the
-    /// trackers' default keep-alive interval; a complaint lasts for 30 s. Without trackers, the replica has no answer.
+    /// trackers' default keep-alive interval, or 15 s old if it has no route; a complaint lasts for 30 s. Without trackers, the replica has no answer.
     pub fn new(trackers: impl IntoIterator<Item = TrackerAddr>) -> Self {
         Self {
             trackers: trackers.into_iter().collect(),
             connect: ConnectConfig::default(),
             times: ReplicaTimes::default(),
             max_staleness: Duration::from_secs(300),
+            max_negative_staleness: Duration::from_secs(15),
             complaint_ttl: Duration::from_secs(30),
         }
     }
@@ -127,6 +134,8 @@ impl ReplicaConfig {
 ///
 /// * until the first snapshot is complete,
 /// * if the copy is older than [`max_staleness`](ReplicaConfig::max_staleness) allows,
+/// * if the copy has no route of the node, and is older than
+///   [`max_negative_staleness`](ReplicaConfig::max_negative_staleness) allows,
 /// * if the copy has routes of the node, and each of these was reported as unreachable.
 ///
 /// A report that a node is unreachable through a proxy goes to the tracker. For
@@ -138,6 +147,7 @@ pub struct Replica {
     stats: channel::Receiver<Stats>,
     tracker: Arc<dyn NodeTracker>,
     max_staleness: Duration,
+    max_negative_staleness: Duration,
     /// Complaints end on the clock that wrote the times of the routes.
     of_copy: Complaints,
     of_tracker: Complaints,
@@ -186,6 +196,7 @@ impl Replica {
             stats,
             tracker,
             max_staleness: config.max_staleness,
+            max_negative_staleness: config.max_negative_staleness,
             of_copy: Complaints::new(config.complaint_ttl),
             of_tracker: Complaints::new(config.complaint_ttl),
             task: tokio::spawn(shell.run(sender)),
@@ -232,13 +243,16 @@ impl Replica {
     /// The answer of the copy, unless the tracker has to be asked.
     fn current(&self, node: &NodeId) -> Option<Vec<Route>> {
         // Before the look-up, so that this bounds the age of the answer.
-        if self.staleness()? >= self.max_staleness {
+        let staleness = self.staleness()?;
+        if staleness >= self.max_staleness {
             return None;
         }
         let routes = self.view.look_up(node)?;
-        let has_none = routes.is_empty();
+        if routes.is_empty() {
+            return (staleness < self.max_negative_staleness).then_some(routes);
+        }
         let reachable = without(&self.of_copy, node, routes);
-        (has_none || !reachable.is_empty()).then_some(reachable)
+        (!reachable.is_empty()).then_some(reachable)
     }
 }
 

@@ -273,6 +273,7 @@ fn replica(machine: &Machine, max_staleness: Duration, of_tracker: &[&str]) -> R
         stats: channel::channel(machine.stats()).1,
         tracker: Arc::new(table),
         max_staleness,
+        max_negative_staleness: HOUR,
         of_copy: Complaints::new(HOUR),
         of_tracker: Complaints::new(HOUR),
         task: tokio::spawn(async {}),
@@ -308,6 +309,47 @@ async fn a_tracker_is_asked_if_the_copy_is_too_old() {
 }
 
 #[tokio::test]
+async fn a_tracker_is_asked_for_a_node_without_a_route_if_the_copy_is_older_than_for_others() {
+    for (proxies, expected) in [(&["a"][..], "a"), (&[][..], "b")] {
+        let (machine, _) = following(proxies);
+        let mut replica = replica(&machine, HOUR, &["b"]);
+        let before = ids(&get(&replica).await).concat();
+        assert_eq!(before, proxies.concat());
+        replica.max_negative_staleness = Duration::ZERO;
+        assert_eq!(ids(&get(&replica).await), [expected]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_route_does_not_bring_a_reported_route_back() {
+    let (mut machine, now) = following(&["a"]);
+    let replica = replica(&machine, HOUR, &[]);
+    complain(&replica, "a").await;
+    let look_up = || replica.look_up(&node("node-1")).expect("a copy");
+    for (seconds, present, expected) in [
+        (1, &["b", "a"][..], &["b"][..]),
+        (2, &["c", "b", "a"][..], &["c", "b"][..]),
+        (3, &["b", "a"][..], &["b"][..]),
+        // It comes again.
+        (4, &["b"][..], &["b"][..]),
+        (5, &["a", "b"][..], &["a", "b"][..]),
+    ] {
+        send(
+            &mut machine,
+            now + Duration::from_secs(seconds),
+            change_of_node(present),
+        );
+        assert_eq!(ids(&look_up()), expected, "{present:?}");
+    }
+    // It is lost and comes again, in one change.
+    tokio::time::advance(HOUR).await;
+    complain(&replica, "a").await;
+    assert_eq!(ids(&look_up()), ["b"]);
+    send(&mut machine, now + 2 * HOUR, change_of_node(&["a", "b"]));
+    assert_eq!(ids(&look_up()), ["a", "b"]);
+}
+
+#[tokio::test]
 async fn a_reported_route_is_left_out_until_the_copy_gets_it_again() {
     let (mut machine, now) = following(&["a", "b"]);
     let replica = replica(&machine, HOUR, &["a", "c"]);
@@ -321,7 +363,9 @@ async fn a_reported_route_is_left_out_until_the_copy_gets_it_again() {
         "the copy has no other, so the tracker is asked"
     );
 
-    send(&mut machine, now + HOUR, change_of_node(&["a"]));
+    for present in [&[][..], &["a"]] {
+        send(&mut machine, now + HOUR, change_of_node(present));
+    }
     assert_eq!(ids(&get(&replica).await), ["a"]);
 }
 
@@ -351,9 +395,44 @@ async fn a_complaint_does_not_depend_on_the_wall_clock() {
         let replica = replica(&machine, HOUR, &["a"]);
         complain(&replica, "a").await;
         assert_eq!(ids(&get(&replica).await), ["b"]);
-        send(&mut machine, now + HOUR / 2, change_of_node(&["a"]));
-        assert_eq!(ids(&get(&replica).await), ["a"]);
+        for present in [&["b"][..], &["a", "b"]] {
+            send(&mut machine, now + HOUR / 2, change_of_node(present));
+        }
+        assert_eq!(ids(&get(&replica).await), ["a", "b"]);
     }
+}
+
+#[test]
+fn a_tracker_whose_message_cannot_be_applied_is_left() {
+    let (mut machine, mut now) = machine(2);
+    assert_eq!(watch(&mut machine, &mut now), (0, false));
+    send(&mut machine, now, snapshot_end());
+    let no_part = v1::WatchSnapshot {
+        nodes: vec![routes_of_node(&[]).1],
+        proxies: Vec::new(),
+        part: 256,
+    };
+    send(&mut machine, now, Message::Snapshot(no_part));
+    assert_eq!(watch(&mut machine, &mut now), (1, false));
+}
+
+#[test]
+fn a_probe_interval_of_zero_is_no_busy_loop() {
+    let times = ReplicaTimes {
+        probe_interval: Duration::ZERO,
+        ..ReplicaTimes::default()
+    };
+    let mut now = Instant::now();
+    let mut machine = Machine::new(now, SystemTime::UNIX_EPOCH, 1, times, 1);
+    watch(&mut machine, &mut now);
+    send(&mut machine, now, snapshot_end());
+    assert_eq!(machine.poll_transmit(now), Some(Transmit::Probe));
+    let place = v1::WatchPlace {
+        generation: 1,
+        sequence: 10,
+    };
+    machine.handle(now, Input::Probed(Some(place)));
+    assert!(machine.next_timeout() > now);
 }
 
 #[test]
