@@ -32,6 +32,8 @@ impl Default for KeepAliveTimes {
 #[derive(Debug, Clone)]
 pub struct KeepAlive {
     times: KeepAliveTimes,
+    /// The longest interval that is allowed at present.
+    max_interval: Duration,
     heard: Instant,
     /// When any bytes came last.
     received: Instant,
@@ -56,15 +58,17 @@ impl KeepAlive {
     pub fn new(times: KeepAliveTimes, now: Instant) -> Self {
         Self {
             times,
+            max_interval: Duration::MAX,
             heard: now,
             received: now,
             pinged: None,
         }
     }
 
-    /// Pings earlier than its times say: after a silence of `interval`, if this is shorter.
-    pub fn ping_within(&mut self, interval: Duration) {
-        self.times.interval = self.times.interval.min(interval);
+    /// Pings earlier than its times say: after a silence of `interval`, if this is shorter. Replaces the interval of an
+    /// earlier call; `None` ends it.
+    pub fn ping_within(&mut self, interval: Option<Duration>) {
+        self.max_interval = interval.unwrap_or(Duration::MAX);
     }
 
     /// Records that the other end has sent any message.
@@ -82,7 +86,7 @@ impl KeepAlive {
     #[must_use]
     pub fn next_timeout(&self) -> Instant {
         match self.pinged {
-            None => after(self.heard, self.times.interval),
+            None => after(self.heard, self.times.interval.min(self.max_interval)),
             // After a stall of this process, the other end still has its time to answer.
             Some(pinged) => after(pinged, self.times.timeout),
         }
@@ -170,13 +174,24 @@ mod tests {
     }
 
     #[test]
-    fn only_a_shorter_interval_changes_the_pings() {
+    fn a_shorter_interval_changes_the_pings_until_it_ends() {
         let times = KeepAliveTimes::default();
         let start = Instant::now();
         let mut keep_alive = KeepAlive::new(times, start);
-        keep_alive.ping_within(2 * times.interval);
+        keep_alive.ping_within(Some(2 * times.interval));
         assert_eq!(keep_alive.next_timeout(), start + times.interval);
-        keep_alive.ping_within(times.interval / 10);
-        assert_eq!(keep_alive.due(start + times.interval / 10), Some(Due::Ping));
+        keep_alive.ping_within(Some(times.interval / 10));
+        let pinged = start + times.interval / 10;
+        assert_eq!(keep_alive.due(pinged), Some(Due::Ping));
+        keep_alive.heard(pinged);
+        for (interval, expected) in [
+            (Some(times.interval / 2), times.interval / 2),
+            (Some(6 * times.interval), times.interval),
+            (Some(times.interval / 10), times.interval / 10),
+            (None, times.interval),
+        ] {
+            keep_alive.ping_within(interval);
+            assert_eq!(keep_alive.next_timeout(), pinged + expected, "{interval:?}");
+        }
     }
 }

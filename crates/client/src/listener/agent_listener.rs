@@ -121,8 +121,6 @@ pub(super) struct Shared {
 /// What the tasks of agents must know.
 #[derive(Debug, Clone)]
 pub(super) struct Status {
-    /// This proxy.
-    pub(super) proxy: ProxyInfo,
     pub(super) list: Arc<ProxyList>,
     pub(super) phase: Phase,
     /// The latest call of [`AgentListener::shed`].
@@ -245,7 +243,6 @@ impl AgentListener {
     ) -> Result<Self, ListenerConfigError> {
         config.list_interval = config.list_interval.clamp(*LIST_INTERVAL.start(), *LIST_INTERVAL.end());
         let list = list(&config, vec![config.proxy.clone()])?;
-        let proxy = config.proxy.clone();
         let agents = Slots::new(config.max_agents);
         Ok(Self {
             shared: Arc::new(Shared {
@@ -253,7 +250,6 @@ impl AgentListener {
                 verify,
                 nodes: Arc::new(Nodes::new(Box::new(observer))),
                 status: watch::Sender::new(Status {
-                    proxy,
                     list,
                     phase: Phase::Serving,
                     shed: Shed {
@@ -332,32 +328,20 @@ impl AgentListener {
 
     /// Returns this proxy, as its agents know it.
     pub(crate) fn proxy(&self) -> ProxyInfo {
-        self.shared.status.borrow().proxy.clone()
+        self.shared.config.proxy.clone()
     }
 
-    /// From now on, this proxy has another incarnation. Reports the nodes again.
-    pub(crate) fn begin_incarnation(&self, incarnation: u64) {
-        self.shared.status.send_modify(|status| {
-            status.proxy.incarnation = incarnation;
-            let mut list = (*status.list).clone();
-            let own = list
-                .proxies
-                .iter_mut()
-                .filter(|proxy| proxy.proxy_id == status.proxy.proxy_id);
-            own.for_each(|own| own.incarnation = incarnation);
-            status.list = Arc::new(list);
-        });
+    /// Reports each node to the observer once more.
+    pub(crate) fn report_again(&self) {
         self.shared.nodes.report_again();
     }
 
-    /// Pings silent agents after this time at the latest. A longer time changes nothing.
-    pub fn ping_within(&self, silence: Duration) {
+    /// Pings silent agents after this time, if it is shorter than the [configured](ListenerConfig::keep_alive) time.
+    /// Replaces the time of an earlier call; with `None`, the configured time counts.
+    pub fn ping_within(&self, silence: Option<Duration>) {
         self.shared.status.send_if_modified(|status| {
-            let is_shorter = status.ping_within.is_none_or(|present| silence < present);
-            if is_shorter {
-                status.ping_within = Some(silence);
-            }
-            is_shorter
+            let before = std::mem::replace(&mut status.ping_within, silence);
+            before != silence
         });
     }
 

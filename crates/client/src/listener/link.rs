@@ -111,9 +111,9 @@ impl AgentLink {
         self.keep_alive.bytes_received(at);
     }
 
-    /// Pings the agent after a silence of `interval`, if this is shorter than the interval of the
-    /// [`LinkTimes`].
-    pub fn ping_within(&mut self, interval: Duration) {
+    /// Pings the agent after a silence of `interval`, if this is shorter than the interval of the [`LinkTimes`].
+    /// Replaces the interval of an earlier call; `None` ends it.
+    pub fn ping_within(&mut self, interval: Option<Duration>) {
         self.keep_alive.ping_within(interval);
     }
 

@@ -110,7 +110,7 @@ impl Agent<'_> {
             LinkEvent::Hello(hello) => match self.check_hello(&hello) {
                 Ok(node) => {
                     self.node = Some(node);
-                    self.link.welcome(self.shared.status.borrow().proxy.clone());
+                    self.link.welcome(self.shared.config.proxy.clone());
                 }
                 Err((reason, text)) => self.refuse(reason, &text),
             },
@@ -170,9 +170,7 @@ impl Agent<'_> {
 
     fn follow(&mut self, status: &Status) {
         self.link.set_list(Arc::clone(&status.list));
-        if let Some(interval) = status.ping_within {
-            self.link.ping_within(interval);
-        }
+        self.link.ping_within(status.ping_within);
         let is_shed = std::mem::replace(&mut self.shed, status.shed.number) != status.shed.number;
         if is_shed && self.held.is_some() && fastrand::f64() < status.shed.share {
             self.link.reconnect(status.shed.window);

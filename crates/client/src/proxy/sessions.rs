@@ -1,10 +1,11 @@
 //! The session of a [`ProxyService`](crate::proxy::ProxyService), and the session that replaces it after a clock step.
 
+use std::iter::zip;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use futures_util::future::join_all;
+use futures_util::future::select_all;
 use nodetracker::NodeId;
 use nodetracker_proto::v1::SessionSupersededReason;
 use tokio::sync::watch;
@@ -56,7 +57,9 @@ impl Sessions {
                 Ok(session) => {
                     warn!("{superseded}: the clock was set back, so incarnation {incarnation} begins");
                     self.current.store(Arc::new(session));
-                    agents.begin_incarnation(incarnation);
+                    // Agents and peers keep the first incarnation. A greater one would mean that this process has ended:
+                    // agents would cut their tunnels.
+                    agents.report_again();
                     superseded = self.until_superseded(&agents).await;
                 }
                 Err(error) => warn!("{superseded}: no later incarnation begins: {error}"),
@@ -69,7 +72,7 @@ impl Sessions {
         let session = self.current();
         tokio::select! {
             superseded = session.superseded() => superseded,
-            () = follow_intervals(&session, agents) => session.superseded().await,
+            () = follow_intervals(session.subscribe(), |silence| agents.ping_within(silence)) => session.superseded().await,
         }
     }
 }
@@ -82,23 +85,23 @@ fn successor(superseded: Superseded, stats: &[SessionStats]) -> Option<u64> {
     (!is_other_process && !was_open).then(|| superseded.latest_incarnation.saturating_add(1))
 }
 
-/// Makes the listener ping its agents at least twice in a heartbeat interval of each tracker. Otherwise, the route of a
-/// node could expire between two signs of life.
-async fn follow_intervals(session: &ProxySession, agents: &AgentListener) {
-    let follow = |mut stats: watch::Receiver<SessionStats>| async move {
-        let mut last = None;
-        loop {
-            let next = stats.wait_for(|stats| stats.heartbeat_interval != last).await;
-            let Ok(next) = next.map(|stats| stats.heartbeat_interval) else {
-                return;
-            };
-            last = next;
-            if let Some(interval) = next {
-                agents.ping_within((interval / 2).max(MIN_PING_INTERVAL));
-            }
+/// Makes the listener ping its agents at least twice in the present heartbeat interval of each tracker. Otherwise, the
+/// route of a node could expire between two signs of life. Ends with the session.
+async fn follow_intervals(mut trackers: Vec<watch::Receiver<SessionStats>>, ping_within: impl Fn(Option<Duration>)) {
+    while !trackers.is_empty() {
+        let present = |tracker: &mut watch::Receiver<SessionStats>| tracker.borrow_and_update().heartbeat_interval;
+        let intervals: Vec<_> = trackers.iter_mut().map(present).collect();
+        let shortest = intervals.iter().flatten().min();
+        ping_within(shortest.map(|interval| (*interval / 2).max(MIN_PING_INTERVAL)));
+        let changes = zip(&mut trackers, &intervals).map(|(tracker, interval)| {
+            let has_changed = |stats: &SessionStats| stats.heartbeat_interval != *interval;
+            Box::pin(async move { tracker.wait_for(has_changed).await.map(drop) })
+        });
+        let (change, which, _) = select_all(changes).await;
+        if change.is_err() {
+            trackers.swap_remove(which);
         }
-    };
-    join_all(session.subscribe().into_iter().map(follow)).await;
+    }
 }
 
 /// Reports nodes as long as the service has its session. Clones of the dialer keep the listener, and so its observer.
@@ -121,5 +124,55 @@ impl NodeObserver for ReportWhileRunning {
 
     fn gone(&self, node: &NodeId) {
         self.report().iter().for_each(|report| report.gone(node));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::session::{Counters, SessionState};
+
+    fn stats() -> SessionStats {
+        SessionStats {
+            tracker: "127.0.0.1:1".parse().unwrap(),
+            state: SessionState::Connecting,
+            is_settled: true,
+            nodes: 0,
+            heartbeat_interval: None,
+            last_error: None,
+            counters: Counters::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_shortest_present_interval_of_the_trackers_decides() {
+        let (senders, trackers): (Vec<_>, Vec<_>) = (0..2).map(|_| watch::channel(stats())).unzip();
+        let set = Arc::new(Mutex::new(Vec::new()));
+        let task = tokio::spawn({
+            let set = Arc::clone(&set);
+            async move { follow_intervals(trackers, |silence| set.lock().unwrap().push(silence)).await }
+        });
+        let last = async || {
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            *set.lock().unwrap().last().unwrap()
+        };
+        assert_eq!(last().await, None, "no tracker has dictated an interval");
+        let seconds = |number| Some(Duration::from_secs(number));
+        for (tracker, interval, expected) in [
+            (0, seconds(100), seconds(50)),
+            (1, seconds(2), seconds(1)),
+            (1, seconds(20), seconds(10)),
+            (1, Some(Duration::ZERO), Some(MIN_PING_INTERVAL)),
+            (1, None, seconds(50)),
+        ] {
+            senders[tracker].send_modify(|stats| stats.heartbeat_interval = interval);
+            assert_eq!(last().await, expected, "{interval:?} of tracker {tracker}");
+        }
+        drop(senders);
+        task.await.unwrap();
     }
 }

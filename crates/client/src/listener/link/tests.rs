@@ -185,9 +185,14 @@ fn an_agent_that_sends_other_bytes_than_a_pong_is_alive() {
 #[test]
 fn pings_can_come_earlier() {
     let mut agent = Agent::claimed();
-    agent.link.ping_within(TIMES.keep_alive.interval / 10);
+    agent.link.ping_within(Some(TIMES.keep_alive.interval / 10));
     agent.advance(TIMES.keep_alive.interval / 10);
     assert_eq!(agent.hears(), [ToAgent::Ping(proto::Ping {})]);
+    // And later again.
+    agent.link.ping_within(Some(TIMES.keep_alive.interval * 6));
+    agent.says(FromAgent::Pong(proto::Pong {}));
+    let next = agent.link.next_timeout();
+    assert_eq!(next, Some(agent.now + TIMES.keep_alive.interval));
 }
 
 #[test]
