@@ -38,7 +38,8 @@ pub enum LookUps {
     Cache {
         /// For how long the proxy uses the answers.
         config: CacheConfig,
-        /// Whether a watch of all changes drops answers that are out of date: see [`RouteCache::follow`].
+        /// Whether watches of all changes, one at each tracker, drop answers that are out of date: see
+        /// [`RouteCache::follow`].
         follow: bool,
     },
     /// The proxy keeps a copy of a tracker's table. The trackers and the connections of the session replace those of
@@ -67,7 +68,8 @@ pub struct ProxyServiceConfig {
     ///
     /// If the clock was set back since the last start, the incarnation is less than that of the last start. Then the
     /// tracker refuses the session before it has ever been open, and the service begins a session with the latest
-    /// incarnation plus one, once. Set this only if no other process can be this proxy.
+    /// incarnation plus one, once. Agents and peers still see the first incarnation. Set this only if no other process
+    /// can be this proxy.
     pub takes_over: bool,
     /// How the proxy serves agents.
     pub listener: ListenerConfig,
@@ -85,8 +87,8 @@ pub struct ProxyServiceConfig {
     /// that the acceptor or the transport admits may be any proxy.
     pub verify_peers: Option<Arc<Verify>>,
     /// The longest time until the proxy asks again which other proxies there are, from 100 ms to an hour. Agents learn
-    /// of a new proxy within this time. A proxy that is silent for three intervals is not named to agents any more; a
-    /// proxy that drains, at once.
+    /// of a new proxy within this time and a second. A proxy that is silent for three intervals is not named to agents
+    /// any more; a proxy that drains, at once.
     pub discovery_interval: Duration,
 }
 
