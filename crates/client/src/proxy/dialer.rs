@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use futures_util::FutureExt;
 use nodetracker::{NodeId, ProxyDetails};
 use nodetracker_proto::peer::v1 as proto;
 use proto::peer_response::Response;
@@ -343,19 +344,27 @@ impl Inner {
                         ..
                     } = error
                     {
-                        let (tracker, node) = (Arc::clone(&self.tracker), node.clone());
-                        let proxy_id = proxy.id().to_owned();
-                        tokio::spawn(async move {
-                            if let Err(error) = tracker.report_unreachable(&node, &proxy_id).await {
-                                debug!("the complaint about {proxy_id} for node {node} is lost: {error}");
-                            }
-                        });
+                        self.complain(node, &proxy);
                     }
                     attempts.failed.push((proxy, error));
                 }
             }
         }
         None
+    }
+
+    /// Reports that a proxy does not hold a node, without waiting for the tracker. A cache or a replica takes the report
+    /// in its first poll, so the next dial leaves the route out.
+    fn complain(&self, node: &NodeId, proxy: &ProxyDetails) {
+        let (tracker, node, proxy_id) = (Arc::clone(&self.tracker), node.clone(), proxy.id().to_owned());
+        let mut report = Box::pin(async move {
+            if let Err(error) = tracker.report_unreachable(&node, &proxy_id).await {
+                debug!("the complaint about {proxy_id} for node {node} is lost: {error}");
+            }
+        });
+        if report.as_mut().now_or_never().is_none() {
+            tokio::spawn(report);
+        }
     }
 
     async fn attempt(&self, node: &NodeId, proxy: &ProxyDetails) -> Result<TunnelStream, AttemptError> {

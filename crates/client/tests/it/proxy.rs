@@ -84,6 +84,8 @@ struct Tracker {
     clock: ManualClock,
     complaints: Mutex<Vec<String>>,
     look_ups: AtomicUsize,
+    /// How many complaints there were at each look-up.
+    complaints_at_look_ups: Mutex<Vec<usize>>,
     /// The proxy to which the node moves after the next look-up.
     moves_to: Mutex<Option<String>>,
     is_down: AtomicBool,
@@ -98,6 +100,7 @@ impl Tracker {
             clock,
             complaints: Mutex::default(),
             look_ups: AtomicUsize::new(0),
+            complaints_at_look_ups: Mutex::default(),
             moves_to: Mutex::default(),
             is_down: AtomicBool::new(false),
         })
@@ -124,6 +127,8 @@ impl NodeTracker for Tracker {
 
     async fn get_proxies(&self, node: &NodeId) -> Result<Vec<Route>, TrackerError> {
         self.look_ups.fetch_add(1, Ordering::Relaxed);
+        let complaints = self.complaints.lock().unwrap().len();
+        self.complaints_at_look_ups.lock().unwrap().push(complaints);
         if self.is_down.load(Ordering::Relaxed) {
             return Err(TrackerError::Unavailable("down".into()));
         }
@@ -265,6 +270,14 @@ async fn an_answer_that_is_out_of_date_is_asked_for_again() {
     assert_eq!(fleet.dial("a").await.unwrap(), "c");
     fleet.complaints(&["b"]).await;
     assert_eq!(fleet.tracker.look_ups.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_complaint_comes_before_the_next_look_up() {
+    let fleet = Fleet::new(&["a", "b"], &[]).await;
+    fleet.tracker.add("b");
+    fleet.dial("a").await.unwrap_err();
+    assert_eq!(*fleet.tracker.complaints_at_look_ups.lock().unwrap(), [0, 1]);
 }
 
 #[tokio::test]
