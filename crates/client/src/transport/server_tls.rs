@@ -32,9 +32,17 @@ pub struct ServerTls {
     files: ServerTlsFiles,
     look_interval: Duration,
     next_look: Mutex<Instant>,
-    /// The contents of the files at the last look. Locked during a load.
-    seen: Mutex<Contents>,
+    /// Locked during a load.
+    seen: Mutex<Seen>,
     last_good: ArcSwap<ServerConfig>,
+}
+
+/// The last look at the files.
+#[derive(Debug)]
+struct Seen {
+    contents: Contents,
+    /// Why the last load failed.
+    error: Option<String>,
 }
 
 type Contents = Vec<Result<Vec<u8>, io::ErrorKind>>;
@@ -47,7 +55,10 @@ impl ServerTls {
     /// If a file cannot be used.
     pub fn load(files: ServerTlsFiles, look_interval: Duration) -> Result<Arc<Self>, ServerConfigError> {
         // Before the files are loaded: a change during the load is seen later.
-        let seen = Mutex::new(files.contents());
+        let seen = Mutex::new(Seen {
+            contents: files.contents(),
+            error: None,
+        });
         Ok(Arc::new(Self {
             last_good: ArcSwap::from_pointee(files.load()?),
             files,
@@ -62,7 +73,7 @@ impl ServerTls {
         if self.is_due() {
             let tls = Arc::clone(self);
             // An error means that the runtime shuts down.
-            let _ = tokio::task::spawn_blocking(move || tls.load_if_changed()).await;
+            let _ = tokio::task::spawn_blocking(move || tls.load_if_changed(ServerTlsFiles::load)).await;
         }
         self.last_good.load_full()
     }
@@ -77,19 +88,27 @@ impl ServerTls {
         is_due
     }
 
-    fn load_if_changed(&self) {
+    fn load_if_changed(&self, load: impl FnOnce(&ServerTlsFiles) -> Result<ServerConfig, ServerConfigError>) {
         let mut seen = self.seen.lock();
         let contents = self.files.contents();
-        if *seen == contents {
+        // The load reads the files once more, and may have failed for a reason that has passed.
+        if seen.contents == contents && seen.error.is_none() {
             return;
         }
-        *seen = contents;
-        match self.files.load() {
+        seen.contents = contents;
+        match load(&self.files) {
             Ok(config) => {
+                seen.error = None;
                 self.last_good.store(Arc::new(config));
                 info!("{}: loaded", self.files.certificate.display());
             }
-            Err(error) => warn!("TLS continues with the files that were read before: {error}"),
+            Err(error) => {
+                let reason = Some(error.to_string());
+                if seen.error != reason {
+                    warn!("TLS continues with the files that were read before: {error}");
+                }
+                seen.error = reason;
+            }
         }
     }
 }
@@ -108,5 +127,46 @@ impl ServerTlsFiles {
         };
         // The acceptor sets the protocol.
         server_config(&files, b"")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nodetracker_tls::server::ServerFile;
+    use rcgen::{CertificateParams, KeyPair};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// Writes a new key and its certificate.
+    fn write(files: &ServerTlsFiles) {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(["proxy".to_owned()]).unwrap();
+        fs::write(&files.certificate, certificate.self_signed(&key).unwrap().pem()).unwrap();
+        fs::write(&files.key, key.serialize_pem()).unwrap();
+    }
+
+    #[test]
+    fn the_same_files_are_loaded_after_a_failure_that_has_passed() {
+        let folder = TempDir::new().unwrap();
+        let files = ServerTlsFiles {
+            key: folder.path().join("proxy.key"),
+            certificate: folder.path().join("proxy.crt"),
+            client_ca: None,
+        };
+        write(&files);
+        let tls = ServerTls::load(files.clone(), Duration::ZERO).unwrap();
+        let before = tls.last_good.load_full();
+        write(&files);
+        tls.load_if_changed(|_| {
+            Err(ServerConfigError {
+                file: ServerFile::Key,
+                reason: "too many open files".to_owned(),
+            })
+        });
+        assert!(Arc::ptr_eq(&before, &tls.last_good.load()));
+        tls.load_if_changed(ServerTlsFiles::load);
+        assert!(!Arc::ptr_eq(&before, &tls.last_good.load()));
+        tls.load_if_changed(|_| panic!("the files have not changed"));
     }
 }
