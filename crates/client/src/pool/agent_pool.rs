@@ -58,7 +58,8 @@ pub(super) struct Shared {
     state: Mutex<PoolState>,
     /// Wakes the timer.
     changed: Notify,
-    status: watch::Sender<PoolStatus>,
+    /// The sender is in `state`.
+    status: watch::Receiver<PoolStatus>,
     pub(super) transport: Box<dyn Transport>,
     pub(super) verify: Box<Verify>,
     runtime: Handle,
@@ -68,6 +69,8 @@ struct PoolState {
     machine: PoolMachine,
     tunnels: HashMap<TunnelId, TunnelTask>,
     incoming: Option<mpsc::Sender<IncomingStream>>,
+    /// `None` after the end of the pool, so that receivers notice the end.
+    status: Option<watch::Sender<PoolStatus>>,
     is_closing: bool,
 }
 
@@ -89,15 +92,17 @@ impl AgentPool {
     #[must_use]
     pub fn start_with_verify(config: PoolConfig, transport: impl Transport, verify: Box<Verify>) -> Self {
         let (sender, incoming) = mpsc::channel(MAX_INCOMING);
+        let (status_sender, status) = watch::channel(PoolStatus::default());
         let shared = Arc::new(Shared {
             state: Mutex::new(PoolState {
                 machine: PoolMachine::new(config, fastrand::u64(..)),
                 tunnels: HashMap::new(),
                 incoming: Some(sender),
+                status: Some(status_sender),
                 is_closing: false,
             }),
             changed: Notify::new(),
-            status: watch::Sender::default(),
+            status,
             transport: Box::new(transport),
             verify,
             runtime: Handle::current(),
@@ -132,6 +137,7 @@ impl Drop for AgentPool {
                 tunnels,
                 incoming,
                 is_closing,
+                ..
             } = state;
             *is_closing = true;
             // No new tunnels begin.
@@ -142,6 +148,8 @@ impl Drop for AgentPool {
                 machine.handle(now, id, Input::Ended("the pool was dropped".to_owned()));
             }
         });
+        // After the last status.
+        self.handle.shared.state.lock().status = None;
     }
 }
 
@@ -183,7 +191,9 @@ impl PoolHandle {
     /// Returns a receiver of the status and its changes.
     #[must_use]
     pub fn status(&self) -> StatusReceiver {
-        StatusReceiver(self.shared.status.subscribe())
+        let mut status = self.shared.status.clone();
+        status.mark_unchanged();
+        StatusReceiver(status)
     }
 
     /// Returns how many tunnels of each cluster are in which state.
@@ -270,11 +280,13 @@ impl Shared {
             stats: state.machine.stats(),
             last_errors: state.machine.last_errors().clone(),
         };
-        self.status.send_if_modified(|old| {
-            let is_modified = *old != status;
-            *old = status;
-            is_modified
-        });
+        if let Some(sender) = &state.status {
+            sender.send_if_modified(|old| {
+                let is_modified = *old != status;
+                *old = status;
+                is_modified
+            });
+        }
         self.changed.notify_one();
     }
 

@@ -210,7 +210,7 @@ impl PoolMachine {
                 self.end(
                     now,
                     id,
-                    &format!("the proxy said goodbye: {reason:?} {:?}", goodbye.text),
+                    &format!("the proxy said goodbye: {reason:?} {:?}", cut(&goodbye.text)),
                 );
             }
             (State::Dialling { .. }, FromProxy::Welcome(welcome)) => self.welcome(now, id, &welcome),

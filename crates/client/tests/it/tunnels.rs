@@ -354,6 +354,24 @@ async fn a_reader_of_the_status_may_call_the_pool() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_status_ends_with_the_pool_while_a_handle_lives() {
+    let pool = AgentPool::start(config(1), InMemory::new([]));
+    let handle = pool.handle().clone();
+    let mut status = handle.status();
+    assert_eq!(
+        timeout(PATIENCE, status.changed()).await.ok(),
+        None,
+        "nothing has changed"
+    );
+    drop(pool);
+    let ended = async { while status.changed().await.is_some() {} };
+    timeout(PATIENCE, ended).await.expect("the status ends");
+    let late = timeout(PATIENCE, handle.status().wait_for(|_| false)).await;
+    assert_eq!(late, Ok(None));
+    assert!(handle.counts().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_agent_that_is_slow_or_silent_is_closed_in_time() {
     let proxy = Proxy::new(ListenerConfig::new(info("a")));
     let transport = InMemory::new([proxy.listener.clone()]);

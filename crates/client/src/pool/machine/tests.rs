@@ -489,6 +489,24 @@ fn the_reason_of_a_failure_is_kept_until_a_tunnel_is_claimed() {
 }
 
 #[test]
+fn the_text_of_a_goodbye_is_kept_only_in_part() {
+    let mut pool = Pool::new(1);
+    let first = pool.dial();
+    pool.handle(first, Input::Opened);
+    let goodbye = proto::Goodbye {
+        reason: proto::GoodbyeReason::NotAllowed.into(),
+        text: "x".repeat(100_000),
+    };
+    pool.handle(first, received(FromProxy::Goodbye(goodbye)));
+    let error = &pool.machine.last_errors()[&target()];
+    assert!(
+        error.contains("NotAllowed") && error.len() < 1024,
+        "{} bytes",
+        error.len()
+    );
+}
+
+#[test]
 fn an_attempt_that_fails_at_once_is_made_again_later_even_without_a_backoff() {
     let mut pool = Pool::new(1);
     pool.machine.config.backoff = crate::backoff::Limits {
