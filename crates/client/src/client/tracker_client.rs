@@ -175,6 +175,7 @@ impl TrackerClient {
         let second = others.find(|other| other.is_healthy())?;
         (self.0.config.write_to == WriteTo::All).then_some(second)
     }
+
     /// Makes a call on all healthy trackers, or on all trackers if none is healthy.
     async fn call_all<C: Call>(&self, request: C, deadline: Deadline) -> Result<(), TrackerError> {
         let all = &self.0.endpoints;
@@ -208,6 +209,10 @@ impl TrackerClient {
                 return Ok(());
             }
             endpoints = next_retry(&mut retries, failed).await?;
+            if done.is_empty() && !endpoints.iter().any(|endpoint| endpoint.is_healthy()) {
+                // The trackers that were healthy have died meanwhile.
+                endpoints = all.iter().collect();
+            }
         }
     }
 

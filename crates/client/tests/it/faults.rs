@@ -395,6 +395,29 @@ async fn a_read_that_the_nearest_tracker_cannot_do_goes_to_another() {
 }
 
 #[tokio::test]
+async fn a_write_asks_an_unhealthy_tracker_if_the_healthy_one_dies_meanwhile() {
+    let (first, second) = (Running::start().await, Running::start().await);
+    let (addr, at) = (first.addr.to_string(), first.at());
+    first.stop().await;
+    let hour = Duration::from_secs(3600);
+    let deadline = Duration::from_secs(20);
+    let mut client_config = ClientConfig { deadline, ..patient() };
+    client_config.health.unhealthy_after = 1;
+    // No probe notices the return of the first tracker, or the end of the second.
+    client_config.health.interval = hour;
+    (client_config.health.backoff.base, client_config.health.backoff.max) = (hour, hour);
+    let client = client([at, second.at()], client_config);
+    wait_until(&client, |stats| {
+        is_healthy(stats) == [false, true] && stats[1].round_trip.is_some()
+    })
+    .await;
+    let first = Running::start_on(&addr).await;
+    second.stop().await;
+    client.add_nodes(&PROXY, &[node("node-1")]).await.unwrap();
+    assert_eq!(first.proxies(&node("node-1")), ["proxy-1"]);
+}
+
+#[tokio::test]
 async fn times_without_a_bound_are_no_error() {
     let tracker = Running::start().await;
     let mut client_config = patient();
