@@ -39,9 +39,10 @@ const QUEUE: usize = 4096;
 /// it.
 ///
 /// A node costs 18 bytes beside its ID, and its share of the maps' free slots. With 50,000 nodes and more, the sum is
-/// less than 64 bytes. It is up to 57 bytes at rest, and up to 64 bytes while one of the maps grows. The ID of a UUID
-/// has 16 bytes. The ID of a name has 24 bytes, and its text if the text is longer. `cargo test -p nodetracker-client
-/// --test session_memory -- --nocapture` prints the figures.
+/// up to 57 bytes at rest. While one of the maps grows, a node costs up to 64 bytes, because the map has its old and
+/// its new slots. With fewer nodes, the free slots weigh more. A session has such a set, with the IDs, for each tracker
+/// that it writes to. The ID of a UUID has 16 bytes. The ID of a name has 24 bytes, and its text if the text is longer.
+/// `cargo test -p nodetracker-client --test session_memory -- --nocapture` prints the figures.
 #[derive(Debug)]
 pub struct NodeSet {
     /// A UUID as the map's key takes eight bytes less than a [`NodeId`].
