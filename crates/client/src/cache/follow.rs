@@ -40,9 +40,9 @@ pub struct Follower(#[expect(dead_code, reason = "dropping it ends the tasks")] 
 
 impl RouteCache {
     /// Follows the changes of all of some trackers, until the result is dropped. These should be the trackers that
-    /// look-ups ask. Each tracker sends each change of the fleet, some hundred bytes. A change from any tracker drops the
-    /// node's answer, because the next answer may be of a tracker that lacks the change, and then has to be dropped once
-    /// more. For answers of a tracker that the cache cannot follow at present, only the bounds of the
+    /// look-ups ask. Each tracker sends each change of the fleet, some hundred bytes. A change from any tracker drops
+    /// the node's answer. The next answer may be of a tracker that lacks the change. The change of that tracker then
+    /// drops this answer, too. For answers of a tracker that the cache cannot follow at present, only the bounds of the
     /// [`CacheConfig`](crate::cache::CacheConfig) apply.
     ///
     /// # Errors

@@ -370,8 +370,8 @@ impl Drop for Invalidation {
 }
 
 impl Inner {
-    /// Returns a fresh answer, a stale answer during an outage, or a result that comes. If there is no call for the node
-    /// yet, also returns the flight that [`fetch`](Self::fetch) has to make.
+    /// Returns a fresh answer, a stale answer during an outage, or a result that comes. If there is no call for the
+    /// node yet, also returns the flight that [`fetch`](Self::fetch) has to make.
     fn find(&self, node: &NodeId) -> (Found, Option<Flight>) {
         if let Some(kept) = self.kept.get(node)
             && kept.is_fresh(&self.config, Instant::now())

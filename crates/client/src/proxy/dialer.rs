@@ -353,8 +353,8 @@ impl Inner {
         None
     }
 
-    /// Reports that a proxy does not hold a node, without waiting for the tracker. A cache or a replica takes the report
-    /// in its first poll, so the next dial leaves the route out.
+    /// Reports that a proxy does not hold a node, without waiting for the tracker. A cache or a replica takes the
+    /// report in its first poll, so the next dial leaves the route out.
     fn complain(&self, node: &NodeId, proxy: &ProxyDetails) {
         let (tracker, node, proxy_id) = (Arc::clone(&self.tracker), node.clone(), proxy.id().to_owned());
         let mut report = Box::pin(async move {

@@ -29,8 +29,8 @@ pub struct PeerTimes {
     pub connect_timeout: Duration,
     /// The longest time for a peer's answer.
     pub answer_timeout: Duration,
-    /// How often a peer is pinged, at least a millisecond. A peer that is gone is noticed after this time and twice the time for an answer.
-    /// Then the streams through the peer end.
+    /// How often a peer is pinged, at least a millisecond. A peer that is gone is noticed after this time and twice the
+    /// time for an answer. Then the streams through the peer end.
     pub ping_interval: Duration,
     /// A tunnel without streams and dials is closed after this time.
     pub idle_timeout: Duration,

@@ -279,9 +279,9 @@ impl Writer {
         if former.len() + present.len() > MAX_ROUTES_PER_NODE {
             remove_others();
         }
-        // The latest addition comes first in the table. A route that is added again counts as reported again, which ends
-        // complaints. So the routes that keep their places at the end are not added again. But if the routes are the
-        // former routes, the tracker has lost and got one of them, and any may be that one.
+        // The latest addition comes first in the table. A route that is added again counts as reported again, which
+        // ends complaints. So the routes that keep their places at the end are not added again. But if the routes are
+        // the former routes, the tracker has lost and got one of them, and any may be that one.
         let mut kept = former
             .iter()
             .map(|route| route.proxy)

@@ -29,8 +29,8 @@ const SWEEP_STEP: usize = 1 << 16;
 /// The times of a replica.
 #[derive(Debug, Clone, Copy)]
 pub struct ReplicaTimes {
-    /// How often the replica asks how far behind it is, at least a millisecond. [`View::staleness`] stays below this and a round trip while the
-    /// replica keeps up.
+    /// How often the replica asks how far behind it is, at least a millisecond. [`View::staleness`] stays below this
+    /// and a round trip while the replica keeps up.
     pub probe_interval: Duration,
     /// The replica ends a watch that is silent for this time. Trackers send a message at least every 25 seconds.
     pub silence_limit: Duration,

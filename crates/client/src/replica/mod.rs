@@ -13,7 +13,8 @@
 //! the end of a route when it sweeps the route, at most a third of a keep-alive interval after the expiry.
 //!
 //! A tracker does not send refreshes. So [`Route::last_refresh`] of an answer is the time when the replica last got the
-//! route, or its present place among the node's routes, on the replica's clock. The order of the routes is that of the tracker at that time.
+//! route, or its present place among the node's routes, on the replica's clock. The order of the routes is that of the
+//! tracker at that time.
 //!
 //! As a [`NodeTracker`], a replica bounds the age of its answers: see [`ReplicaConfig::max_staleness`].
 //!
@@ -102,19 +103,20 @@ pub struct ReplicaConfig {
     /// From this [staleness](Replica::staleness) on, the look-ups of the replica as a [`NodeTracker`] are calls to a
     /// tracker.
     pub max_staleness: Duration,
-    /// As `max_staleness`, for nodes without a route in the copy: the node may have connected since. Should be more than
-    /// [`ReplicaTimes::probe_interval`] and a round trip. Otherwise, such look-ups are calls also while the replica
-    /// follows a tracker.
+    /// As `max_staleness`, for nodes without a route in the copy: the node may have connected since. Should be more
+    /// than [`ReplicaTimes::probe_interval`] and a round trip. Otherwise, such look-ups are calls also while the
+    /// replica follows a tracker.
     pub max_negative_staleness: Duration,
-    /// How long a route is left out after a report that the node is unreachable there, unless the route is refreshed. For
-    /// answers of several trackers, the note at
+    /// How long a route is left out after a report that the node is unreachable there, unless the route is refreshed.
+    /// For answers of several trackers, the note at
     /// [`CacheConfig::complaint_ttl`](crate::cache::CacheConfig::complaint_ttl) applies.
     pub complaint_ttl: Duration,
 }
 
 impl ReplicaConfig {
     /// Returns the default configuration. Look-ups use the copy until it is 5 minutes old, which is the
-    /// trackers' default keep-alive interval, or 15 s old if it has no route; a complaint lasts for 30 s. Without trackers, the replica has no answer.
+    /// trackers' default keep-alive interval, or 15 s old if it has no route; a complaint lasts for 30 s. Without
+    /// trackers, the replica has no answer.
     pub fn new(trackers: impl IntoIterator<Item = TrackerAddr>) -> Self {
         Self {
             trackers: trackers.into_iter().collect(),
