@@ -44,7 +44,7 @@ pub enum TextError {
         at: usize,
     },
     /// The host is `0.0.0.0`, `[::]` or another spelling of them: an address to listen on.
-    #[error("has an unspecified address, which nobody can dial")]
+    #[error("has an unspecified address, which no proxy can dial")]
     Unspecified,
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::sync::{AtomicU64, Guard, Mutex, Ordering, after_grace, collect, pin};
 use crate::word::LAST_TICK;
 
-/// The bits of an interval; the rest of [`Ages::returned`] is its version.
+/// The bits of an interval; the rest of [`AgeLimits::returned`] is its version.
 const INTERVAL: u64 = LAST_TICK;
 const VERSION: u64 = INTERVAL + 1;
 
@@ -24,13 +24,13 @@ const LOOKS: usize = if cfg!(loom) { 0 } else { 10_000 };
 
 #[derive(Debug)]
 pub(crate) struct KeepAlive {
-    ages: Arc<Ages>,
+    ages: Arc<AgeLimits>,
     /// Held while an interval is set, so that both ages come from one interval.
     setting: Mutex<()>,
 }
 
 #[derive(Debug)]
-struct Ages {
+struct AgeLimits {
     /// The age in ticks, and above it a version: how many intervals were set. If the interval is set again, the version
     /// makes the end of an older grace period have no effect.
     returned: AtomicU64,
@@ -43,7 +43,7 @@ impl KeepAlive {
     pub(crate) fn new(interval: u64) -> Self {
         let interval = interval.clamp(1, LAST_TICK);
         Self {
-            ages: Arc::new(Ages {
+            ages: Arc::new(AgeLimits {
                 returned: AtomicU64::new(interval),
                 kept: AtomicU64::new(interval),
             }),

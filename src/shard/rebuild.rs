@@ -262,14 +262,14 @@ impl Rebuild {
     ) -> Result<Option<CopyEnd>, CapacityError> {
         failpoint("rebuild: mid copy");
         match retire_tombstone(record) {
-            Found::Tombstone => {
+            RecordKind::Tombstone => {
                 // Without memory for its number, the record stays RETIRED in the old index, for the next rebuild.
                 reserve(&mut self.left_out, 1)?;
                 self.left_out.push(number);
             }
-            Found::Kept if self.new.place(number, K::hash_stored(record.key(), scope.hasher)) => {}
-            Found::Kept => return Ok(Some(CopyEnd::Crowded)),
-            Found::Moving => return Ok(Some(CopyEnd::Moving)),
+            RecordKind::Kept if self.new.place(number, K::hash_stored(record.key(), scope.hasher)) => {}
+            RecordKind::Kept => return Ok(Some(CopyEnd::Crowded)),
+            RecordKind::Moving => return Ok(Some(CopyEnd::Moving)),
         }
         Ok(None)
     }
@@ -354,7 +354,7 @@ impl Drop for RebuildSlot {
 }
 
 /// The kind of a record that a rebuild finds in a slot.
-enum Found {
+enum RecordKind {
     /// The copy has the record.
     Kept,
     /// The record is RETIRED, and the copy leaves it out.
@@ -365,15 +365,15 @@ enum Found {
 
 /// Makes a DEAD record RETIRED, so that its key cannot use the record again (invariant 6). The record stays RETIRED,
 /// even if another copy wins the root.
-fn retire_tombstone(record: Published<'_>) -> Found {
+fn retire_tombstone(record: Published<'_>) -> RecordKind {
     let mut word = record.load();
     loop {
         match word.state() {
-            _ if word.is_frozen() => return Found::Moving,
-            State::Live | State::Spill => return Found::Kept,
-            State::Retired => return Found::Tombstone,
+            _ if word.is_frozen() => return RecordKind::Moving,
+            State::Live | State::Spill => return RecordKind::Kept,
+            State::Retired => return RecordKind::Tombstone,
             State::Dead => match record.compare_exchange(word, Word::RETIRED) {
-                Ok(()) => return Found::Tombstone,
+                Ok(()) => return RecordKind::Tombstone,
                 Err(won) => word = won,
             },
         }

@@ -29,7 +29,7 @@ use crate::types::node_id::NodeId;
 const MOST_BUCKETS: u32 = if cfg!(loom) { 1 } else { 64 };
 
 /// The keys for which a part has room without an allocation.
-type Found<'g> = SmallVec<[(u64, Published<'g>); 64]>;
+type FoundRecords<'g> = SmallVec<[(u64, Published<'g>); 64]>;
 
 /// Where in a shard's order a part begins.
 #[derive(Debug, Clone, Copy)]
@@ -110,7 +110,7 @@ impl<K: Key> Shard<K> {
             0..shape.buckets
         };
 
-        let mut found = Found::new();
+        let mut found = FoundRecords::new();
         let (looked, end) = index.with_homes(homes, |record| found.push((0, record)));
         let end = (end < shape.buckets).then(|| first_rank(end, shape.buckets));
         let node = |record: &Published<'_>| record.node::<K>();

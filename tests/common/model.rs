@@ -248,8 +248,8 @@ impl Model {
 
         let is_new = match result {
             Ok(new) => Some(new) != old,
-            Err(RegisterError::TooManyProxies { limit: told }) => {
-                ensure!(told == limit, "the limit is {limit}, not {told}");
+            Err(RegisterError::TooManyProxies { limit: reported }) => {
+                ensure!(reported == limit, "the limit is {limit}, not {reported}");
                 ensure!(
                     at_most >= limit,
                     "refused {} with {at_most} of {limit} proxies",
@@ -327,8 +327,8 @@ impl Model {
                 );
                 // Registering the proxy again may bring the same reference back. Until then, it is perhaps dropped.
             }
-            Err(AddError::TooManyRoutes { limit: told }) => {
-                ensure!(told == limit, "the limit is {limit}, not {told}");
+            Err(AddError::TooManyRoutes { limit: reported }) => {
+                ensure!(reported == limit, "the limit is {limit}, not {reported}");
                 ensure!(len >= limit, "refused a route with {len} of {limit} routes");
                 ensure!(!refresh, "refused to refresh a route");
                 ensure!(

@@ -316,12 +316,12 @@ impl Subject {
         ensure!(new.len() as u64 == report.inserted, "{} routes, {report:?}", new.len());
         check_route_counts(&new, &self.nodes)?;
         for node in &self.nodes {
-            let told = |table: &RouteTable| -> Vec<_> {
+            let reported = |table: &RouteTable| -> Vec<_> {
                 let routes = table.get_proxies(node).into_iter();
                 let time = |route: &Route| compare_times.then_some(route.last_refresh);
                 routes.map(|route| (table.proxy(route.proxy), time(&route))).collect()
             };
-            let (old, new) = (told(&self.table), told(&new));
+            let (old, new) = (reported(&self.table), reported(&new));
             ensure!(
                 old == new,
                 "{node} had {old:?} when it was written, {new:?} when it was read"

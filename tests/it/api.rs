@@ -285,7 +285,7 @@ fn proxy_errors_tell_what_and_where() {
             },
             ProxyField::Addr,
             TextError::Unspecified,
-            "proxy address has an unspecified address, which nobody can dial",
+            "proxy address has an unspecified address, which no proxy can dial",
         ),
     ];
     for (proxy, field, reason, text) in cases {
@@ -874,11 +874,11 @@ fn a_known_proxy_restarts_however_many_strangers_came_and_went() {
 #[test]
 fn each_refusal_for_want_of_room_asks_for_a_sweep() {
     type Limit = fn(Builder) -> Builder;
-    type Refused = fn(&RouteTable, ProxyRef) -> bool;
+    type Attempt = fn(&RouteTable, ProxyRef) -> bool;
     const CLIENT: ClientId = ClientId(NonZeroU64::MIN);
-    let more_routes: Refused = |table, proxy| table.add_node(&node("node"), proxy).is_err();
-    let more_proxies: Refused = |table, _| table.register_proxy(proxy("another").of_client(CLIENT)).is_err();
-    let cases: [(Limit, Refused); 5] = [
+    let more_routes: Attempt = |table, proxy| table.add_node(&node("node"), proxy).is_err();
+    let more_proxies: Attempt = |table, _| table.register_proxy(proxy("another").of_client(CLIENT)).is_err();
+    let cases: [(Limit, Attempt); 5] = [
         (|builder| builder.max_routes(0), more_routes),
         (|builder| builder.max_routes_per_proxy(0), more_routes),
         (|builder| builder.max_routes_per_client(0), more_routes),

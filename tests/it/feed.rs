@@ -399,7 +399,7 @@ fn explain_tells_why_a_route_is_not_returned() {
     assert!(table.remove_proxy(removed));
 
     let explained = table.explain(&node);
-    let told: Vec<_> = explained
+    let reported: Vec<_> = explained
         .iter()
         .map(|route| {
             (
@@ -410,7 +410,7 @@ fn explain_tells_why_a_route_is_not_returned() {
         })
         .collect();
     assert_eq!(
-        told,
+        reported,
         [
             (Some("new"), 3, Verdict::Returned),
             (None, 11, Verdict::ProxyRemoved),

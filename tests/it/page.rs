@@ -636,7 +636,7 @@ fn a_proxy_that_moves_is_an_event_and_one_that_stays_is_none() {
     };
     table.register_proxy(&other_cluster).expect("there is room");
     let changed = Event::ProxyChanged { proxy: one };
-    let told = events();
-    assert_eq!(told.iter().filter(|event| **event == changed).count(), 2);
-    assert_eq!(told.len(), 3, "and the node: {told:?}");
+    let reported = events();
+    assert_eq!(reported.iter().filter(|event| **event == changed).count(), 2);
+    assert_eq!(reported.len(), 3, "and the node: {reported:?}");
 }

@@ -53,7 +53,7 @@ struct Options {
 
 /// The calls of a client after it has connected.
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+enum ClientKind {
     Nothing,
     Call,
     ManyCalls,
@@ -79,32 +79,48 @@ enum Held {
 }
 
 /// The rows of the table: a name, the kind of client, and how many clients share a connection.
-const ROWS: [(&str, Kind, usize); 9] = [
-    ("a connection that has made no call", Kind::Nothing, 1),
-    ("a connection that has made one call", Kind::Call, 1),
-    ("a connection that once had 256 calls", Kind::ManyCalls, 1),
-    ("a session with one node, on its own connection", Kind::Session, 1),
-    ("a session with one node, 50 on a connection", Kind::Session, STREAMS),
-    ("a watch of all nodes, on its own connection", Kind::Watch(None), 1),
-    ("a watch of all nodes, 50 on a connection", Kind::Watch(None), STREAMS),
-    ("a watch of 1 node, 50 on a connection", Kind::Watch(Some(1)), STREAMS),
+const ROWS: [(&str, ClientKind, usize); 9] = [
+    ("a connection that has made no call", ClientKind::Nothing, 1),
+    ("a connection that has made one call", ClientKind::Call, 1),
+    ("a connection that once had 256 calls", ClientKind::ManyCalls, 1),
+    ("a session with one node, on its own connection", ClientKind::Session, 1),
+    (
+        "a session with one node, 50 on a connection",
+        ClientKind::Session,
+        STREAMS,
+    ),
+    (
+        "a watch of all nodes, on its own connection",
+        ClientKind::Watch(None),
+        1,
+    ),
+    (
+        "a watch of all nodes, 50 on a connection",
+        ClientKind::Watch(None),
+        STREAMS,
+    ),
+    (
+        "a watch of 1 node, 50 on a connection",
+        ClientKind::Watch(Some(1)),
+        STREAMS,
+    ),
     (
         "a watch of 100 nodes, 50 on a connection",
-        Kind::Watch(Some(100)),
+        ClientKind::Watch(Some(100)),
         STREAMS,
     ),
 ];
 
-async fn open(client: &mut Client, kind: Kind, number: u32) -> Result<Held, Failure> {
+async fn open(client: &mut Client, kind: ClientKind, number: u32) -> Result<Held, Failure> {
     let get = api::GetProxiesRequest {
         node_id: "a node".into(),
     };
     match kind {
-        Kind::Nothing => {}
-        Kind::Call => _ = call(client, GET, &get).await?,
-        Kind::ManyCalls => grow(client, &get).await?,
-        Kind::Session => return session(client, number).await,
-        Kind::Watch(nodes) => {
+        ClientKind::Nothing => {}
+        ClientKind::Call => _ = call(client, GET, &get).await?,
+        ClientKind::ManyCalls => grow(client, &get).await?,
+        ClientKind::Session => return session(client, number).await,
+        ClientKind::Watch(nodes) => {
             let request = v1::WatchRequest {
                 nodes: nodes.map(|count| node_ids((0..count).map(node))),
                 ..v1::WatchRequest::default()
@@ -155,7 +171,7 @@ async fn session(client: &mut Client, number: u32) -> Result<Held, Failure> {
 /// Opens clients, and returns the server's memory afterwards.
 async fn open_all(
     server: &Server,
-    (kind, streams): (Kind, usize),
+    (kind, streams): (ClientKind, usize),
     numbers: std::ops::Range<usize>,
     held: &mut Vec<Held>,
 ) -> Result<Memory, Failure> {
@@ -179,7 +195,7 @@ async fn main() -> Result<(), Failure> {
     for (name, kind, streams) in ROWS.into_iter().filter(|(name, ..)| name.contains(&options.only)) {
         // Connections that once had many calls would take too much memory.
         let count = match kind {
-            Kind::ManyCalls => options.count / 10,
+            ClientKind::ManyCalls => options.count / 10,
             _ => options.count,
         };
         let server = Server::start(

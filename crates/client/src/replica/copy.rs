@@ -27,13 +27,13 @@ use crate::wire::{InvalidNode, node_id, proxy_details};
 
 /// What readers see of a copy.
 #[derive(Debug)]
-pub(super) struct Copy {
+pub(super) struct TableCopy {
     table: RouteTable,
     /// The proxies of the table.
     proxies: papaya::HashMap<ProxyRef, ProxyDetails>,
 }
 
-impl Copy {
+impl TableCopy {
     /// Returns the routes of a node, in the tracker's order.
     pub(super) fn look_up(&self, node: &NodeId) -> Vec<Route> {
         let proxies = self.proxies.pin();
@@ -98,7 +98,7 @@ struct Part {
 /// Applies the messages of a watch to a copy.
 #[derive(Debug)]
 pub(super) struct Writer {
-    copy: Arc<Copy>,
+    copy: Arc<TableCopy>,
     /// The table's clock. So the time of a route is the time when the copy last got the route.
     clock: ManualClock,
     registrations: HashMap<u64, Registration>,
@@ -126,7 +126,7 @@ impl Writer {
             .max_proxies(Builder::MAX_PROXIES)
             // So that the table counts the routes of each proxy.
             .max_routes_per_proxy(Builder::MAX_ROUTES);
-        let copy = Copy {
+        let copy = TableCopy {
             table: table.build().expect("the limits are the greatest possible ones"),
             proxies: papaya::HashMap::new(),
         };
@@ -142,7 +142,7 @@ impl Writer {
         }
     }
 
-    pub(super) fn copy(&self) -> &Arc<Copy> {
+    pub(super) fn copy(&self) -> &Arc<TableCopy> {
         &self.copy
     }
 
@@ -210,7 +210,7 @@ impl Writer {
         if !self.copy.table.sweep(records).round_completed {
             return;
         }
-        let Copy { table, proxies } = &*self.copy;
+        let TableCopy { table, proxies } = &*self.copy;
         self.registrations.retain(|_, registration| {
             let is_used = table.route_count(registration.proxy) != Some(0);
             if !is_used {

@@ -20,7 +20,7 @@ use nodetracker_proto::v1::watch_response::Message;
 
 use crate::backoff::{Backoff, Limits, SHORTEST};
 use crate::clock::bounded;
-use crate::replica::copy::{ApplyError, Copy, Writer};
+use crate::replica::copy::{ApplyError, TableCopy, Writer};
 use crate::tracker::Route;
 
 /// Records of the table that a step of the sweeper visits.
@@ -135,7 +135,7 @@ pub struct Stats {
 /// What readers see of a replica.
 #[derive(Debug)]
 pub struct View {
-    copy: ArcSwapOption<Copy>,
+    copy: ArcSwapOption<TableCopy>,
     /// The wall-clock time at `origin`, the machine's first `now`.
     wall: SystemTime,
     origin: Instant,

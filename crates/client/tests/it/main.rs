@@ -4,7 +4,7 @@ mod cache;
 mod examples;
 mod faults;
 mod fleet;
-mod hostile;
+mod malformed_status;
 mod node_tracker;
 mod pki;
 mod pool_simulation;

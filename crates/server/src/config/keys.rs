@@ -76,7 +76,7 @@ pub(crate) static KEYS: &[Key] = &[
     Key {
         name: "listen_addr",
         value_name: "ADDR",
-        help: "Where to listen, HOST:PORT, or :PORT for every address; port 0 picks a free one",
+        help: "Where to listen, HOST:PORT, or :PORT for every address; port 0 picks a free port",
         default: "127.0.0.1:3029",
         set: |config, text, origin| store(&mut config.listen_addr, values::listen_addr(text), origin),
     },

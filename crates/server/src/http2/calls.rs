@@ -233,9 +233,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Calls<S> {
                         Some(End::Late) => _ = self.router.refusals().refuse(refusal::Reason::FrameFlood),
                         Some(End::Drain) => self.must_drain = true,
                         // The refusal is counted.
-                        Some(End::Refused) | None => {}
+                        Some(End::NoRoom) | None => {}
                     }
-                    if !matches!(ended, Some(End::Late | End::Refused)) {
+                    if !matches!(ended, Some(End::Late | End::NoRoom)) {
                         let input = (self.traffic.price() - price) as usize / INPUT_PER_WORK;
                         let streams = self.received.len() + Arc::strong_count(&self.in_flight) - 1;
                         let visits = (self.traffic.control_frames() - control) * streams / STREAMS_PER_WORK;

@@ -40,12 +40,12 @@ pub(super) struct FrameScanner {
     /// Whether the last header block belongs to trailers.
     is_trailers: bool,
     control: RateGuard,
-    found: Found,
+    found: FrameEffects,
 }
 
 /// The effects of the frames so far.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Found {
+pub(super) struct FrameEffects {
     /// The memory that DATA takes until a call has read it.
     pub(super) data: usize,
     /// The memory that trailers take until a call has read them.
@@ -67,12 +67,12 @@ impl FrameScanner {
             newest: 0,
             is_trailers: false,
             control: RateGuard::new(CONTROL_FRAMES, CONTROL_FRAMES_PER_SECOND),
-            found: Found::default(),
+            found: FrameEffects::default(),
         }
     }
 
     /// Returns the effects of the frames so far.
-    pub(super) fn found(&self) -> Found {
+    pub(super) fn found(&self) -> FrameEffects {
         self.found
     }
 

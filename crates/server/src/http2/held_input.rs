@@ -58,7 +58,7 @@ pub(super) enum End {
     /// A header block took too long.
     Late,
     /// The budget has no room for a header block. The refusal is counted.
-    Refused,
+    NoRoom,
 }
 
 impl HeldInput {
@@ -169,7 +169,7 @@ impl HeldInput {
         if self.block.as_ref().is_none_or(|block| block.number != number) {
             self.block = None;
             let Ok(charge) = self.charge.memory().charge(HEADER_BLOCK_MEMORY) else {
-                return Some(End::Refused);
+                return Some(End::NoRoom);
             };
             self.block = Some(OpenBlock {
                 number,

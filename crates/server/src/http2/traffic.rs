@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::grpc::unread::Unread;
-use crate::http2::frames::{Found, FrameScanner};
+use crate::http2::frames::{FrameEffects, FrameScanner};
 use crate::http2::socket::SentBytes;
 use crate::http2::wire::Metered;
 
@@ -28,7 +28,7 @@ pub(super) struct Traffic {
     opened_records: AtomicU64,
     /// Whether the client has sent a flood. Then nothing more is read.
     is_flooded: AtomicBool,
-    /// See [`Found`].
+    /// See [`FrameEffects`].
     control: AtomicUsize,
     trailers: AtomicUsize,
     blocks: AtomicUsize,
@@ -175,7 +175,7 @@ impl Traffic {
     }
 
     /// Counts bytes that h2 reads, and the effects of all frames so far.
-    fn has_received(&self, bytes: usize, found: Found) {
+    fn has_received(&self, bytes: usize, found: FrameEffects) {
         add(&self.read, bytes as u64);
         self.unread.set_arrived(found.data);
         self.trailers.store(found.trailers, Ordering::Relaxed);

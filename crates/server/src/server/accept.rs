@@ -137,7 +137,7 @@ impl<'s> Slots<'s> {
         if !self.is_full {
             self.is_full = true;
             let limit = self.limit;
-            warn!("connection limit ({limit}) reached; new connections wait until idle ones have made room");
+            warn!("connection limit ({limit}) reached; new connections wait until idle connections have made room");
         }
         let mut largest_due = Instant::now() + MAKE_ROOM_INTERVAL;
         loop {

@@ -380,7 +380,7 @@ mod tests {
         times.sort_unstable();
         assert_eq!(&times[..3], [300, 2_000, 10_000]);
         assert_eq!(times.len(), KEPT_DAMAGED);
-        assert!(folder.path().join(other).exists(), "a file of somebody else");
+        assert!(folder.path().join(other).exists(), "a file that is not a snapshot");
     }
 
     #[test]

@@ -259,7 +259,7 @@ impl Writing {
 
 /// Why a snapshot ends early if the server stops.
 #[derive(Debug, Error)]
-#[error("the last snapshot replaces this one")]
+#[error("the last snapshot replaces this snapshot")]
 struct Replaced;
 
 fn is_replaced(error: &io::Error) -> bool {

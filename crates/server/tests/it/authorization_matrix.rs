@@ -148,7 +148,7 @@ async fn call(requests: SendRequest<Bytes>, path: &str) -> Result<i32, Failure> 
 }
 
 /// One kind of client: a column of the table.
-struct Kind {
+struct Column {
     name: &'static str,
     server: Running,
     client: ClientConfig,
@@ -159,7 +159,7 @@ struct Kind {
     open: BTreeMap<String, SendRequest<Bytes>>,
 }
 
-impl Kind {
+impl Column {
     async fn call(&self, path: &str) -> Result<i32, Failure> {
         match self.open.get(path) {
             // As the server ends the connection, a stream may end before its first message.
@@ -190,7 +190,7 @@ async fn serve(pki: &Pki, client_auth: &str) -> Running {
     Running::with_config(&config(pki, client_auth), RouteTable::new(), Limits::default()).await
 }
 
-async fn kinds(pki: &Pki) -> Vec<Kind> {
+async fn columns(pki: &Pki) -> Vec<Column> {
     let expired = pki.client(|params| {
         named(params, "Admin", "alice");
         params.not_after = date_time_ymd(2021, 2, 3);
@@ -207,7 +207,7 @@ async fn kinds(pki: &Pki) -> Vec<Kind> {
             params.subject_alt_names.push(SanType::URI(uri));
         })
     };
-    let columns = [
+    let identities = [
         ("`Admin`", "required", Some(admin.clone())),
         ("`Proxy`", "required", Some(pki.teleport("Proxy", PROXY))),
         ("`Proxy`, other ID", "required", Some(pki.teleport("Proxy", "proxy-2"))),
@@ -222,14 +222,14 @@ async fn kinds(pki: &Pki) -> Vec<Kind> {
         ("expired", "required", Some(expired)),
         ("not yet valid", "required", Some(early)),
     ];
-    let mut kinds = Vec::new();
-    for (name, client_auth, identity) in columns {
-        let (kind, control) = match name.starts_with("SPIFFE") {
+    let mut columns = Vec::new();
+    for (name, client_auth, identity) in identities {
+        let (rule, control) = match name.starts_with("SPIFFE") {
             true => ("spiffe", spiffe("admin")),
             false => ("teleport", admin.clone()),
         };
-        let config = config(pki, client_auth).with("client_identity", kind).unwrap();
-        kinds.push(Kind {
+        let config = config(pki, client_auth).with("client_identity", rule).unwrap();
+        columns.push(Column {
             name,
             server: Running::with_config(&config, RouteTable::new(), Limits::default()).await,
             client: pki.client_config(identity.as_ref()),
@@ -251,7 +251,7 @@ async fn kinds(pki: &Pki) -> Vec<Kind> {
             assert_eq!(allowed.unwrap(), 0);
             connections.insert(path, requests);
         }
-        revoked.push(Kind {
+        revoked.push(Column {
             name,
             server,
             client: client.clone(),
@@ -264,17 +264,17 @@ async fn kinds(pki: &Pki) -> Vec<Kind> {
         });
     }
     fs::write(pki.path("ca.crt"), other.authority.pem()).unwrap();
-    for kind in &revoked {
-        kind.server.certificates.as_ref().unwrap().reload().unwrap();
+    for column in &revoked {
+        column.server.certificates.as_ref().unwrap().reload().unwrap();
     }
-    kinds.extend(revoked);
-    kinds
+    columns.extend(revoked);
+    columns
 }
 
 async fn table() -> String {
     let pki = Pki::new();
-    let kinds = kinds(&pki).await;
-    let names: Vec<_> = kinds.iter().map(|kind| kind.name).collect();
+    let columns = columns(&pki).await;
+    let names: Vec<_> = columns.iter().map(|column| column.name).collect();
     let mut table = format!(
         "| method | {} |\n|{}\n",
         names.join(" | "),
@@ -285,15 +285,15 @@ async fn table() -> String {
     let (last, first): (Vec<_>, Vec<_>) = methods().into_iter().partition(|path| path.ends_with("/Drain"));
     for path in first.into_iter().chain(last) {
         let mut row = format!("| `{}` |", path.trim_start_matches('/'));
-        for kind in &kinds {
-            row += match kind.call(&path).await {
+        for column in &columns {
+            row += match column.call(&path).await {
                 Ok(0) => " yes |",
                 // FAILED_PRECONDITION: the log belongs to the test, not to the server.
                 Ok(9) if path.ends_with("/SetLogLevel") => " yes |",
                 Ok(7) => " **no** |",
-                Ok(code) => panic!("{path}, {}: status {code}", kind.name),
+                Ok(code) => panic!("{path}, {}: status {code}", column.name),
                 Err(_) => {
-                    kind.assert_serves().await;
+                    column.assert_serves().await;
                     " - |"
                 }
             };

@@ -71,11 +71,11 @@ async fn bad_fields_are_named_as_on_the_wire() {
         (with(&|r| r.addr = "proxy:0".into()), "addr is not host:port"),
         (
             with(&|r| r.addr = "0.0.0.0:3080".into()),
-            "addr has an unspecified address, which nobody can dial",
+            "addr has an unspecified address, which no proxy can dial",
         ),
         (
             with(&|r| r.addr = "[::]:3080".into()),
-            "addr has an unspecified address, which nobody can dial",
+            "addr has an unspecified address, which no proxy can dial",
         ),
         (
             with(&|r| r.addr = "*:3080".into()),
@@ -263,8 +263,8 @@ async fn what_says_that_it_is_compressed_is_unimplemented() {
             let accepted = response.headers().get("grpc-accept-encoding").cloned();
             let status = crate::support::status(response).await;
             assert_eq!(status.grpc, Some(code as i32), "{path} {encoding}: {status:?}");
-            let told = accepted.is_some_and(|accepted| accepted == "identity");
-            assert_eq!(told, code == Code::Unimplemented, "{path} {encoding}");
+            let reported = accepted.is_some_and(|accepted| accepted == "identity");
+            assert_eq!(reported, code == Code::Unimplemented, "{path} {encoding}");
         }
     }
     server.assert_serves().await;

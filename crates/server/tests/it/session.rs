@@ -798,8 +798,8 @@ async fn a_changed_keep_alive_interval_is_told_once() {
     let mut session = Session::begin(&server, 1).await;
     assert_eq!(session.acked(heartbeat(&[])).await.heartbeat_interval, None);
     server.table.set_keep_alive(2 * INTERVAL);
-    let told = session.acked(heartbeat(&[])).await.heartbeat_interval;
-    assert_eq!(told, Some(Duration::from_secs(40).try_into().unwrap()));
+    let interval = session.acked(heartbeat(&[])).await.heartbeat_interval;
+    assert_eq!(interval, Some(Duration::from_secs(40).try_into().unwrap()));
     assert_eq!(session.acked(heartbeat(&[])).await.heartbeat_interval, None);
 }
 

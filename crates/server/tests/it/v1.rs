@@ -113,7 +113,7 @@ async fn many_nodes_are_looked_up_at_once() {
     };
     let answer = client.batch_get_proxies(request).await.unwrap().into_inner();
     assert_eq!(answer.proxies.len(), 2, "{answer:?}");
-    let told: Vec<Vec<_>> = answer
+    let answers: Vec<Vec<_>> = answer
         .nodes
         .iter()
         .map(|node| {
@@ -129,7 +129,7 @@ async fn many_nodes_are_looked_up_at_once() {
         .collect();
     let both = vec![("p2", second.into()), ("p1", first.into())];
     let one = vec![("p1", first.into())];
-    assert_eq!(told, [both.clone(), vec![], one, both.clone(), both, vec![]]);
+    assert_eq!(answers, [both.clone(), vec![], one, both.clone(), both, vec![]]);
 
     let answer = client.batch_get_proxies(v1::BatchGetProxiesRequest { nodes: None });
     assert_eq!(
@@ -598,13 +598,13 @@ async fn explain_tells_why_a_route_is_not_returned() {
     let explained = operator.explain(v1::ExplainRequest { node: named("a") }).await;
     let explained = explained.unwrap().into_inner();
     let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-    let told: Vec<_> = explained
+    let verdicts: Vec<_> = explained
         .routes
         .iter()
         .map(|route| (route.proxy.clone(), route.age, route.verdict()))
         .collect();
     assert_eq!(
-        told,
+        verdicts,
         [
             (Some(proxy("p3")), seconds(150), v1::Verdict::Returned),
             (None, seconds(300), v1::Verdict::ProxyRemoved),

@@ -266,7 +266,7 @@ fn a_tracker_that_can_write_no_snapshot_serves_and_reports_it() {
     assert_eq!(after["snapshot_failures"], 1, "{after}");
     let shown = stdout(&run(&["stats", "--addr", &server.addr.to_string()]));
     assert!(
-        shown.contains("none; the next one cannot be written, see the log"),
+        shown.contains("none; the next snapshot cannot be written, see the log"),
         "{shown}"
     );
 }

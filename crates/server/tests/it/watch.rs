@@ -49,7 +49,7 @@ fn described(change: &v1::WatchChange) -> String {
 
 /// A client's copy, and checks of the contract's promises about the messages.
 #[derive(Debug, Default)]
-struct Copy {
+struct TableCopy {
     replica: Replica,
     /// Of the last change, or of the snapshot; `None` before.
     sequence: Option<u64>,
@@ -57,7 +57,7 @@ struct Copy {
     of_some: bool,
 }
 
-impl Copy {
+impl TableCopy {
     fn take(&mut self, message: &Message) {
         match message {
             Message::Snapshot(snapshot) => {
@@ -83,9 +83,9 @@ impl Copy {
             }
             Message::KeepAlive(keep_alive) => assert!(self.sequence <= Some(keep_alive.sequence)),
             Message::LostPlace(_) => {
-                *self = Copy {
+                *self = TableCopy {
                     of_some: self.of_some,
-                    ..Copy::default()
+                    ..TableCopy::default()
                 };
             }
         }
@@ -118,7 +118,7 @@ fn all(table: &RouteTable) -> BTreeSet<(String, String, String)> {
 /// A watch over a real connection.
 struct Watch {
     messages: Streaming<v1::WatchResponse>,
-    copy: Copy,
+    copy: TableCopy,
 }
 
 impl Watch {
@@ -140,9 +140,9 @@ impl Watch {
         let messages = WatchServiceClient::new(channel).watch(request).await.unwrap();
         Self {
             messages: messages.into_inner(),
-            copy: Copy {
+            copy: TableCopy {
                 of_some,
-                ..Copy::default()
+                ..TableCopy::default()
             },
         }
     }

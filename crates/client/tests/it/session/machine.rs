@@ -441,12 +441,12 @@ fn the_nodes_move_well_before_the_tracker_stops() {
         driver.unasked(Response::GoAway(v1::SessionGoAway {
             time_left: left.try_into().ok(),
         }));
-        let told = driver.now;
+        let reported = driver.now;
         assert!(matches!(driver.requests_at_timeout()[..], [Request::Hello(_)]));
         assert!(
-            driver.now - told <= left * 3 / 4,
+            driver.now - reported <= left * 3 / 4,
             "seed {seed}: {:?}",
-            driver.now - told
+            driver.now - reported
         );
         let moves = Event::Connect {
             tracker: 1,

@@ -391,7 +391,7 @@ fn last_snapshot(row: &StatsRow) -> String {
         None => "off (no data_dir)".to_owned(),
     };
     match row.snapshots_failing {
-        true => format!("{last}; the next one cannot be written, see the log"),
+        true => format!("{last}; the next snapshot cannot be written, see the log"),
         false => last,
     }
 }
