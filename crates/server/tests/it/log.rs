@@ -112,7 +112,16 @@ async fn a_refusal_is_logged_with_its_reason_and_client_and_a_flood_is_counted()
 /// Whatever a client is refused for, the operator finds the reason and the client in the log at the default level.
 #[tokio::test]
 async fn refusals_of_each_reason_have_a_line_of_their_own() {
-    let mut server = Process::serve(&["--max-routes", "1000", "--max-proxies", "1"]);
+    let mut server = Process::serve(&[
+        "--max-routes",
+        "1000",
+        "--max-routes-per-proxy",
+        "1000",
+        "--max-proxies",
+        "1",
+        "--max-share-per-client",
+        "100",
+    ]);
     let mut raw = Raw::connect(server.addr).await;
     let add_nodes = |proxy: &str, nodes: usize| {
         let request = v1::AddNodesRequest {
