@@ -282,8 +282,8 @@ impl std::task::Wake for Woken {
 }
 
 /// A subscriber that has drained every event waits, while writers change the table: it is woken, or finds the change
-/// itself. A second wait has another waker, as if a task had moved. If `is_one_dropped`, another subscription is dropped
-/// while it waits.
+/// itself. A second wait has another waker, as if a task had moved. If `is_one_dropped`, another subscription is
+/// dropped while it waits.
 fn waits(preemptions: usize, writers: u64, waits: usize, is_one_dropped: bool) {
     epoch::check(preemptions, move || {
         let feed = Arc::new(Feed::default());

@@ -135,7 +135,7 @@ impl<'t> Subscription<'t> {
     ///
     /// The writer calls the wakers after its change, without a lock, inside the call that changed the table. So a waker
     /// may call the table, but a slow waker delays this call, and [reclamation](crate#what-a-stopped-thread-costs). A
-    /// panic of a waker ends the call after all tasks were woken.
+    /// panic of a waker ends the call after all tasks were woken, but not the drop of a subscription.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(state) = self.idle_state() else {
             return Poll::Ready(());

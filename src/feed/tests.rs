@@ -277,6 +277,22 @@ fn a_waker_that_panics_keeps_no_other_waker_from_being_woken() {
     }
 }
 
+/// The thread that drops a subscription wakes the other subscribers. If it panics already, a second panic would end the
+/// process.
+#[test]
+fn a_waker_that_panics_keeps_no_subscription_from_being_dropped() {
+    let feed = Feed::default();
+    let mut waiting = feed.subscribe();
+    assert_eq!(waiting.drain_events(9, |_| ()), Ok(0));
+    assert!(poll(&mut waiting, &Waker::from(Arc::new(Panics))).is_pending());
+    for _ in 0..100 {
+        let mut other = feed.subscribe();
+        assert_eq!(other.drain_events(9, |_| ()), Ok(0));
+        assert!(poll(&mut other, Waker::noop()).is_pending());
+    }
+    assert!(feed.waiters.len() < 100, "nobody was woken");
+}
+
 #[cfg(feature = "stream")]
 #[test]
 fn a_stream_has_each_event_and_each_loss() {

@@ -97,7 +97,9 @@ impl Waiters {
             // Relaxed: no thread subtracts for this waiter.
             self.abandoned.fetch_sub(1, Ordering::Relaxed);
         } else if abandoned >= MOST_ABANDONED + subscriptions {
-            self.wake_all();
+            // Ignore panics, which were reported when they began: a panic of another task's waker is no reason to end
+            // this task, or the process if the task is panicking already.
+            _ = catch_unwind(AssertUnwindSafe(|| self.wake_all()));
         }
     }
 

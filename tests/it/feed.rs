@@ -89,7 +89,8 @@ fn a_waker_may_take_the_registrys_lock() {
     };
     let remove = |table: &RouteTable, proxy| assert!(table.remove_proxy(proxy));
     let register_moved = |table: &RouteTable| _ = table.register_proxy(&moved("proxy-1")).expect("there is room");
-    let calls: [(&str, Box<dyn Fn(&RouteTable) + Send>); 4] = [
+    type Call = Box<dyn Fn(&RouteTable) + Send>;
+    let calls: [(&str, Call); 4] = [
         ("a proxy moves", Box::new(register_moved)),
         ("an incarnation moves", Box::new(move |table| _ = begin(table, 1))),
         ("an incarnation is replaced", Box::new(move |table| _ = begin(table, 2))),
