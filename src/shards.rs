@@ -203,6 +203,32 @@ impl Shards {
         }
     }
 
+    /// The word of the record with a number in a shard, if the record has routes and is the node's. Starts loading the
+    /// record of the number `next`.
+    #[inline]
+    pub(crate) fn word_at(
+        &self,
+        shard: usize,
+        node: &NodeId,
+        number: u32,
+        next: Option<u32>,
+        guard: &Guard,
+    ) -> Option<Word> {
+        match (node.kind(), self.get(shard)) {
+            (IdKind::Uuid(uuid), EitherKind::Uuids(shard)) => {
+                let record = shard.numbered(number, guard)?;
+                _ = next.and_then(|next| shard.numbered(next, guard));
+                record.word(&UuidKey::from(*uuid))
+            }
+            (IdKind::Name(name), EitherKind::Names(shard)) => {
+                let record = shard.numbered(number, guard)?;
+                _ = next.and_then(|next| shard.numbered(next, guard));
+                record.word(&NameKey::new(name, self.hash(node)))
+            }
+            _ => None,
+        }
+    }
+
     /// Refreshes the route through a proxy of a handle's record, if the record still belongs to the handle's node.
     /// Returns whether the call refreshed the route.
     #[inline]
@@ -245,7 +271,7 @@ impl Shards {
         start: Start<'_>,
         most: usize,
         scope: &Scope<'_, P>,
-        each: impl FnMut(NodeId, &Words),
+        each: impl FnMut(NodeId, u32, &Words),
     ) -> PartEnd {
         with!(self.get(number), shard => shard.scan(start, most, scope, each), PartEnd::NONE)
     }

@@ -73,6 +73,19 @@ impl Candidate<'_> {
 }
 
 impl Numbered<'_> {
+    /// The record's word, if it has routes and the record is the key's.
+    #[inline]
+    pub(crate) fn word<K: Key>(&self, key: &K) -> Option<Word> {
+        // The word first, as in `refresh`.
+        let word = self.record.load();
+        if !word.has_routes() {
+            return None;
+        }
+        // SAFETY: the word has routes (invariant 3), and the guard of the index is pinned.
+        let record = unsafe { Published::new(self.record) };
+        record.is(key).then_some(word)
+    }
+
     /// Refreshes the route through a proxy, if the record has the route and `is_key` accepts its key. Returns whether
     /// it did.
     #[inline]

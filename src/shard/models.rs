@@ -227,7 +227,7 @@ impl World {
     fn scan_part(&self, start: Start<'_>, most: usize, now: u64, keys: &mut Vec<u64>) -> PartEnd {
         self.with(now, |scope| {
             self.shard
-                .scan(start, most, scope, |node, _| keys.push(number_of(&node)))
+                .scan(start, most, scope, |node, _, _| keys.push(number_of(&node)))
         })
     }
 
@@ -731,6 +731,33 @@ fn a_handle_never_refreshes_a_stranger() {
             assert_eq!(world.get(1, 9), []);
             assert_eq!(world.get(2, 9), [(0, 3)], "a handle of key 1 refreshed key 2");
         },
+    );
+}
+
+/// The same for a page, which has kept the number of key 1's record.
+#[test]
+fn a_page_never_reads_a_stranger() {
+    model(
+        |world| _ = world.add(1, 0, 1),
+        vec![
+            thread(|world| {
+                let found = world.with(9, |scope| {
+                    let record = world.shard.numbered(0, scope.guard).expect("a record was used");
+                    record.word(&Number(1))
+                });
+                assert!(
+                    found.is_none_or(|word| word.proxy() == 0),
+                    "a route of key 2: {found:?}"
+                );
+            }),
+            thread(|world| {
+                assert_eq!(world.remove(1, Change::RemoveNode, 2), 1);
+                world.rebuild(2);
+                world.reclaim();
+                world.add(2, 1, 3);
+            }),
+        ],
+        |world, _| assert_eq!(world.get(2, 9), [(1, 3)]),
     );
 }
 

@@ -44,13 +44,13 @@ impl<'g> Index<'g> {
         })
     }
 
-    /// Calls `each` with the records of all keys with these home buckets, and with some records of other keys. Starts
+    /// Calls `each` with the number and the record of each key with these home buckets, and of some other keys. Starts
     /// loading the records. Returns how many buckets were read, and the end of the home buckets whose keys are
     /// complete: it may be beyond `homes`.
     ///
     /// Keys that were displaced from the last of the buckets are in the buckets after it, as long as these are full. So
     /// at a bucket that is not full, all keys of the home buckets up to that bucket have been met.
-    pub(crate) fn with_homes(self, homes: Range<u32>, mut each: impl FnMut(Published<'g>)) -> (u32, u32) {
+    pub(crate) fn with_homes(self, homes: Range<u32>, mut each: impl FnMut(u32, Published<'g>)) -> (u32, u32) {
         let buckets = self.header().shape.buckets;
         let count = homes.len() as u32;
         let most = buckets.min(count + PROBED_BUCKETS - 1);
@@ -66,7 +66,7 @@ impl<'g> Index<'g> {
                     value => {
                         let record = self.record_in(value);
                         record.prefetch();
-                        each(record);
+                        each(number_in(value), record);
                     }
                 }
             }

@@ -9,8 +9,8 @@
 //! keys of a range may be in any bucket, so the copy reads all buckets. A copy that begins a shard uses the seed of the
 //! present index.
 //!
-//! The seeds of a shard's indexes are the beginning of one sequence, from 0 on. So a seed that no index of the shard had
-//! is known, and stands for the present seed: a forged cursor makes no copy read all buckets.
+//! The seeds of a shard's indexes are the beginning of one sequence, from 0 on. So a copy knows whether an index of the
+//! shard had a seed, and takes any other seed for the present one. A forged cursor makes no copy read all buckets.
 
 use smallvec::SmallVec;
 
@@ -28,8 +28,11 @@ use crate::types::node_id::NodeId;
 /// The most home buckets of one part. The part also reads up to 63 buckets after them for displaced keys.
 const MOST_BUCKETS: u32 = if cfg!(loom) { 1 } else { 64 };
 
-/// The keys for which a part has room without an allocation.
-type FoundRecords<'g> = SmallVec<[(u64, Published<'g>); 64]>;
+/// A key's mixed hash, and its record with its number.
+type Found<'g> = (u64, Published<'g>, u32);
+
+/// The most keys of a part that need no allocation.
+const INLINE: usize = 64;
 
 /// Where in a shard's order a part begins.
 #[derive(Debug, Clone, Copy)]
@@ -71,8 +74,9 @@ impl PartEnd {
 }
 
 impl<K: Key> Shard<K> {
-    /// Calls `each` with the next nodes that have valid routes, and with these routes, newest first. The nodes are some
-    /// of the next `most` keys, in order; but if `most` is [`usize::MAX`], they are not sorted.
+    /// Calls `each` with each of the next nodes that have valid routes, the number of its record, and these routes,
+    /// newest first. The nodes are some of the next `most` keys, in order; but if `most` is [`usize::MAX`], they are
+    /// not sorted.
     ///
     /// The whole part reads one index under one pin. A route that exists all the time is in a record of this index. The
     /// index was the root's at the beginning, and slots are written once (invariant 1). The record is in the home
@@ -89,7 +93,7 @@ impl<K: Key> Shard<K> {
         start: Start<'_>,
         most: usize,
         scope: &Scope<'_, P>,
-        mut each: impl FnMut(NodeId, &Words),
+        mut each: impl FnMut(NodeId, u32, &Words),
     ) -> PartEnd {
         let Some(index) = self.root(scope.guard) else {
             return PartEnd::NONE;
@@ -110,11 +114,11 @@ impl<K: Key> Shard<K> {
             0..shape.buckets
         };
 
-        let mut found = FoundRecords::new();
-        let (looked, end) = index.with_homes(homes, |record| found.push((0, record)));
+        let mut found = SmallVec::<[Found<'_>; INLINE]>::new();
+        let (looked, end) = index.with_homes(homes, |number, record| found.push((0, record, number)));
         let end = (end < shape.buckets).then(|| first_rank(end, shape.buckets));
         let node = |record: &Published<'_>| record.node::<K>();
-        found.retain(|(mixed, record)| {
+        found.retain(|(mixed, record, _)| {
             *mixed = mix(K::hash_stored(record.key(), scope.hasher), seed);
             *mixed >= least
                 && end.is_none_or(|end| *mixed >> 32 < u64::from(end))
@@ -122,7 +126,7 @@ impl<K: Key> Shard<K> {
         });
         let mut next = end.map_or(Next::End, Next::Rank);
         if most < usize::MAX {
-            let order = |(mixed, record): &(u64, Published<'_>), (other_mixed, other): &(u64, Published<'_>)| {
+            let order = |(mixed, record, _): &Found<'_>, (other_mixed, other, _): &Found<'_>| {
                 mixed.cmp(other_mixed).then_with(|| node(record).cmp(&node(other)))
             };
             let is_cut = found.len() > most;
@@ -131,17 +135,17 @@ impl<K: Key> Shard<K> {
                 found.truncate(most);
             }
             found.sort_unstable_by(order);
-            if is_cut && let Some((_, last)) = found.last() {
+            if is_cut && let Some((_, last, _)) = found.last() {
                 next = Next::After(node(last));
             }
         }
         let mut words = Words::new();
-        for (_, record) in &found {
+        for (_, record, number) in &found {
             words.clear();
             read(record, scope, |word| words.push(word));
             if !words.is_empty() {
                 newest_first(&mut words);
-                each(node(record), &words);
+                each(node(record), *number, &words);
             }
         }
         PartEnd {

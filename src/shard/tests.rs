@@ -345,7 +345,7 @@ fn a_copy_has_a_key_that_came_back_meanwhile_once() {
         let old = shard.root(scope.guard).expect("it was made");
         shard.rebuild(old, false, scope).expect("there is memory");
         let mut copied = Vec::new();
-        shard.scan(Start::Beginning, usize::MAX, scope, |node, _| {
+        shard.scan(Start::Beginning, usize::MAX, scope, |node, _, _| {
             let (_, first) = node.as_uuid().expect("a UUID").as_u64_pair();
             if copied.is_empty() {
                 // A rebuild that loses retires its record.
@@ -371,7 +371,7 @@ fn copied_in_parts(
 ) -> Vec<u64> {
     let mut hashes = Vec::new();
     let hash_of = |node: &NodeId| node.as_uuid().expect("a UUID").as_u64_pair().1;
-    let mut part = shard.scan(Start::Beginning, most, scope, |node, _| hashes.push(hash_of(&node)));
+    let mut part = shard.scan(Start::Beginning, most, scope, |node, _, _| hashes.push(hash_of(&node)));
     loop {
         between(hashes.len());
         let seed = part.seed;
@@ -384,7 +384,7 @@ fn copied_in_parts(
                 node,
             },
         };
-        part = shard.scan(start, most, scope, |node, _| hashes.push(hash_of(&node)));
+        part = shard.scan(start, most, scope, |node, _, _| hashes.push(hash_of(&node)));
     }
 }
 
@@ -455,7 +455,7 @@ fn parts_have_each_key_once_though_the_seed_changes_between_them() {
             assert!(is_flooded && seed() != 0);
             assert_each_once(copied, &keys, &format!("{most} at a time"));
             // A copy that begins now has the new order, and parts as short as before.
-            let part = shard.scan(Start::Beginning, 1, scope, |_, _| ());
+            let part = shard.scan(Start::Beginning, 1, scope, |_, _, _| ());
             assert_eq!(part.seed, seed());
             assert!(part.slots <= 64 * SLOTS_PER_BUCKET, "{part:?}");
             let copied = copied_in_parts(&shard, most, scope, |_| ());
@@ -505,14 +505,16 @@ fn keys_of_one_hash_are_in_one_part_or_in_two() {
                 .expect("there is room");
         }
         let mut nodes = Vec::new();
-        let mut next = shard.scan(Start::Beginning, 1, scope, |node, _| nodes.push(node)).next;
+        let mut next = shard
+            .scan(Start::Beginning, 1, scope, |node, _, _| nodes.push(node))
+            .next;
         while let Next::After(node) = next {
             let start = Start::After {
                 seed: 0,
                 hash: 5,
                 node: &node,
             };
-            next = shard.scan(start, 1, scope, |node, _| nodes.push(node)).next;
+            next = shard.scan(start, 1, scope, |node, _, _| nodes.push(node)).next;
         }
         let expected = [3, 7, 9].map(|number| NodeId::from(Uuid::from_u128(number)));
         assert_eq!(nodes, expected);

@@ -89,6 +89,19 @@ impl RouteTable {
         words.iter().map(explain).collect()
     }
 
+    /// [`get_proxies`](Self::get_proxies) for a node whose record had a number in a shard. Nearly always the record is
+    /// still the node's: then this needs no hash and no bucket. Starts loading the record of the number `next`.
+    pub(super) fn get_proxies_at(&self, shard: usize, node: &NodeId, number: u32, next: Option<u32>) -> Routes {
+        let now = self.time.now();
+        let guard = pin();
+        // Before the word is read, as in `get_proxies`.
+        let scope = self.scope_at(now.of_look_up(), &guard);
+        match self.shards.word_at(shard, node, number, next, &guard) {
+            Some(word) if word.state() == State::Live => self.only(word, &scope),
+            _ => self.get_proxies(node),
+        }
+    }
+
     /// The answer for a node whose only route is `word`.
     #[inline]
     fn only(&self, word: Word, scope: &Scope<'_, Proxies>) -> Routes {

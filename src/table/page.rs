@@ -18,7 +18,7 @@ use crate::proxies::Proxies;
 use crate::sync::pin;
 use crate::table::RouteTable;
 use crate::table::copied::CopiedRoute;
-use crate::table::walk::{NodePosition, ShardScan};
+use crate::table::walk::{NodePosition, NumberedNode, ShardScan};
 use crate::types::node_id::NodeId;
 use crate::types::proxy::{ProxyDetails, ProxyRef};
 use crate::types::route::Route;
@@ -84,7 +84,10 @@ impl From<NodePosition> for NodeCursor {
 struct Ahead {
     /// The seed of the order of the nodes.
     seed: u64,
-    nodes: Arc<[NodeId]>,
+    /// The shard of the nodes.
+    shard: usize,
+    /// With the numbers of their records, so that the next page need not search for them.
+    nodes: Arc<[NumberedNode]>,
     /// How many of the nodes later pages have passed.
     passed: usize,
     /// The place after the nodes; `None` at the end of the table.
@@ -97,7 +100,7 @@ impl Ahead {
         if passed == self.nodes.len() {
             return self.next.clone().map(NodeCursor::from);
         }
-        let node = self.nodes[passed - 1].clone();
+        let node = self.nodes[passed - 1].node.clone();
         Some(NodeCursor {
             at: NodePosition::After { seed: self.seed, node },
             ahead: Some(Self { passed, ..self.clone() }),
@@ -363,8 +366,9 @@ impl RouteTable {
         let mut nodes: Vec<NodeRoutes> = Vec::new();
         let mut at = from.at.clone();
         if let Some(ahead) = &from.ahead {
-            for (passed, node) in (1..).zip(&*ahead.nodes).skip(ahead.passed) {
-                let routes = self.get_proxies(node);
+            for (passed, NumberedNode { node, number }) in (1..).zip(&*ahead.nodes).skip(ahead.passed) {
+                let next = ahead.nodes.get(passed).map(|next| next.number);
+                let routes = self.get_proxies_at(ahead.shard, node, *number, next);
                 if routes.is_empty() {
                     continue;
                 }
@@ -408,10 +412,10 @@ impl RouteTable {
                     let seed = copied.seed;
                     let node = node.clone();
                     if left < least_ahead {
-                        let nodes = copy.nodes().skip(copy.len() - left - 1).map(|(node, _)| node.clone());
                         let ahead = Ahead {
                             seed,
-                            nodes: nodes.collect(),
+                            shard: copied.shard,
+                            nodes: copy.last(left + 1).cloned().collect(),
                             passed: 0,
                             next: copied.next,
                         };

@@ -34,6 +34,8 @@ impl Default for NodePosition {
 pub(crate) struct ScanEnd {
     /// The seed of the order of the nodes.
     pub(crate) seed: u64,
+    /// The shard of the nodes.
+    pub(crate) shard: usize,
     /// How many slots were read.
     pub(crate) slots: u32,
     /// Where the next copy starts; `None` at the end of the table.
@@ -43,9 +45,22 @@ pub(crate) struct ScanEnd {
 /// Some nodes with their routes.
 #[derive(Debug, Default)]
 pub(crate) struct ShardScan {
-    /// Each node, and the range of its routes.
-    nodes: SmallVec<[(NodeId, Range<usize>); 1]>,
+    nodes: SmallVec<[ScannedNode; 1]>,
     routes: SmallVec<[CopiedRoute; 1]>,
+}
+
+#[derive(Debug)]
+struct ScannedNode {
+    node: NumberedNode,
+    /// The range of its routes.
+    routes: Range<u32>,
+}
+
+/// A node, and the number of the record that it had when it was copied.
+#[derive(Debug, Clone)]
+pub(crate) struct NumberedNode {
+    pub(crate) node: NodeId,
+    pub(crate) number: u32,
 }
 
 /// # Walking over all routes
@@ -154,6 +169,7 @@ impl RouteTable {
         };
         ScanEnd {
             seed: part.seed,
+            shard: number,
             slots: part.slots,
             next,
         }
@@ -163,12 +179,15 @@ impl RouteTable {
         copy.clear();
         let ShardScan { nodes, routes } = copy;
         let (shards, guard) = (self.shards(), pin());
-        shards.scan(number, start, most, &self.scope(&guard), |node, words| {
+        shards.scan(number, start, most, &self.scope(&guard), |node, number, words| {
             let start = routes.len();
             routes.extend(words.iter().filter_map(|word| self.copied(*word)));
             // All proxies of the node may have been removed meanwhile.
             if routes.len() > start {
-                nodes.push((node, start..routes.len()));
+                nodes.push(ScannedNode {
+                    node: NumberedNode { node, number },
+                    routes: start as u32..routes.len() as u32,
+                });
             }
         })
     }
@@ -177,9 +196,17 @@ impl RouteTable {
 impl ShardScan {
     /// Every copied node with its routes.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (&NodeId, &[CopiedRoute])> {
-        self.nodes
+        self.nodes.iter().map(|scanned| {
+            let routes = scanned.routes.start as usize..scanned.routes.end as usize;
+            (&scanned.node.node, &self.routes[routes])
+        })
+    }
+
+    /// The last nodes, `most` of them, with the numbers of their records.
+    pub(crate) fn last(&self, most: usize) -> impl Iterator<Item = &NumberedNode> {
+        self.nodes[self.nodes.len() - most..]
             .iter()
-            .map(|(node, range)| (node, &self.routes[range.clone()]))
+            .map(|scanned| &scanned.node)
     }
 
     pub(crate) fn len(&self) -> usize {
