@@ -115,8 +115,8 @@ impl RouteTable {
         }
     }
 
-    /// Marks for subscribers that a proxy's details have changed, and wakes the subscribers. The caller must not hold the
-    /// registry's lock: a waker may wait for the lock.
+    /// Marks for subscribers that a proxy's details have changed, and wakes the subscribers. The caller must not hold
+    /// the registry's lock: a waker may wait for the lock.
     pub(super) fn proxy_moved(&self, proxy: ProxyRef, guard: &Guard) {
         self.feed.mark(Feed::PROXIES, guard, || Event::ProxyChanged { proxy });
     }
