@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use std::{env, iter, thread};
 
@@ -77,57 +77,74 @@ pub(crate) struct Recovery {
     pub(crate) trace: u64,
 }
 
-/// Runs all faults on all cores, the cheapest with `default` seeds, and the first seed twice. Prints a table of their
-/// recoveries.
-pub(crate) fn measure(faults: &[Fault], default: u64) {
+/// Makes a test of each fault, in a module that `cargo xtask load recovery` runs. The cheapest faults have `$seeds`
+/// seeds.
+macro_rules! recoveries {
+    ($seeds:expr; $($test:ident: $fault:expr,)*) => {
+        mod recovery_of {
+            use super::*;
+
+            $(
+                #[test]
+                fn $test() {
+                    crate::seeds::measure(&$fault, $seeds);
+                }
+            )*
+        }
+    };
+}
+pub(crate) use recoveries;
+
+/// Runs a fault on all cores, with `seeds` seeds if the fault is one of the cheapest, and with the first seed twice.
+/// Prints a table of the recoveries.
+pub(crate) fn measure(fault: &Fault, seeds: u64) {
+    let Fault { name, bound, .. } = fault;
+    let mut seeds = range(seeds);
+    if seeds.start == 0 {
+        seeds.end = seeds.end.div_ceil(fault.cost);
+    }
+    let runs: Vec<_> = iter::once(seeds.start).chain(seeds).collect();
+    let recovery = |seed| {
+        let recovery = (fault.recovery)(seed);
+        let time = recovery.time;
+        assert!(time <= *bound, "{name}: {time:?} > {bound:?}, seed {seed}");
+        recovery
+    };
+    let mut recoveries = on_all_cores(&runs, recovery);
+    let replay = recoveries.remove(0);
+    assert_eq!(replay, recoveries[0], "{name}: seed {} does not replay", runs[0]);
+    recoveries.sort_unstable_by_key(|recovery| recovery.time);
+    let (count, seconds) = (recoveries.len(), |at: usize| recoveries[at].time.as_secs_f64());
     println!("\n| fault | seeds | median | worst | bound |");
     println!("| --- | ---: | ---: | ---: | ---: |");
-    for fault in faults {
-        let Fault { name, bound, .. } = fault;
-        let mut seeds = range(default);
-        if seeds.start == 0 {
-            seeds.end = seeds.end.div_ceil(fault.cost);
-        }
-        let first = seeds.start;
-        let recovery = |seed| {
-            let recovery = (fault.recovery)(seed);
-            let time = recovery.time;
-            assert!(time <= *bound, "{name}: {time:?} > {bound:?}, seed {seed}");
-            if seed == first {
-                assert_eq!((fault.recovery)(seed), recovery, "{name}: seed {seed} does not replay");
-            }
-            time
-        };
-        let mut recoveries = on_all_cores(&seeds, recovery);
-        recoveries.sort_unstable();
-        let (count, seconds) = (recoveries.len(), |time: Duration| time.as_secs_f64());
-        println!(
-            "| {name} | {count} | {:.1} s | {:.1} s | {:.1} s |",
-            seconds(recoveries[count / 2]),
-            seconds(recoveries[count - 1]),
-            seconds(*bound),
-        );
-    }
+    println!(
+        "| {name} | {count} | {:.1} s | {:.1} s | {:.1} s |",
+        seconds(count / 2),
+        seconds(count - 1),
+        bound.as_secs_f64(),
+    );
 }
 
-/// Runs all seeds, and returns their results in no order.
-fn on_all_cores<T: Send>(seeds: &Range<u64>, run: impl Fn(u64) -> T + Sync) -> Vec<T> {
-    let next = AtomicU64::new(seeds.start);
+/// Runs all seeds, and returns their results in the order of the seeds.
+fn on_all_cores<T: Send>(seeds: &[u64], run: impl Fn(u64) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
     let run_some = || {
         // Relaxed: the number guards no data.
-        let next = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| *seed < seeds.end);
-        let run = |seed| {
-            let _running = Running(seed);
-            run(seed)
+        let next = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|at| *at < seeds.len());
+        let run = |at: usize| {
+            let _running = Running(seeds[at]);
+            (at, run(seeds[at]))
         };
         iter::from_fn(next).map(run).collect::<Vec<_>>()
     };
     let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    thread::scope(|scope| {
+    let mut results: Vec<_> = thread::scope(|scope| {
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run_some)).collect();
         let results = threads
             .into_iter()
             .map(|thread| thread.join().expect("each seed passes"));
         results.flatten().collect()
-    })
+    });
+    results.sort_unstable_by_key(|(at, _)| *at);
+    results.into_iter().map(|(_, result)| result).collect()
 }

@@ -19,7 +19,7 @@ use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 
 use super::{Event, Input, Machine, ReplicaTimes, Stats, Status, Transmit};
-use crate::seeds::{Fault, Recovery, Seeds, measure};
+use crate::seeds::{Fault, Recovery, Seeds, recoveries};
 use crate::wire;
 
 const NODES: u64 = 30;
@@ -870,60 +870,58 @@ impl World {
     }
 }
 
-#[test]
-fn recovery_of_replicas_is_bounded() {
-    // The longest wait for an attempt is 30 s. One answer to a probe in ten is lost.
-    let bound = Duration::from_secs(45);
-    let faults = [
-        Fault {
-            name: "a tracker restarts without a snapshot: a replica is up to date",
-            bound,
-            cost: 1,
-            recovery: |seed| recovery(seed, 1, |world| world.restart(0, false)),
+/// The longest wait for an attempt is 30 s. One answer to a probe in ten is lost.
+const BOUND: Duration = Duration::from_secs(45);
+
+recoveries! {
+    60;
+    tracker_restarts_without_a_snapshot: Fault {
+        name: "a tracker restarts without a snapshot: a replica is up to date",
+        bound: BOUND,
+        cost: 1,
+        recovery: |seed| recovery(seed, 1, |world| world.restart(0, false)),
+    },
+    tracker_restarts_with_a_snapshot: Fault {
+        name: "a tracker restarts with a snapshot: a replica is up to date",
+        bound: BOUND,
+        cost: 1,
+        recovery: |seed| recovery(seed, 1, |world| world.restart(0, true)),
+    },
+    connection_breaks: Fault {
+        name: "a replica's connection breaks",
+        bound: BOUND,
+        cost: 1,
+        recovery: |seed| recovery(seed, 1, World::cut),
+    },
+    tracker_cannot_be_reached: Fault {
+        name: "a replica cannot reach the tracker for half a minute",
+        bound: BOUND,
+        cost: 1,
+        recovery: |seed| {
+            recovery(seed, 1, |world| {
+                world.isolate();
+                (0..300).for_each(|_| world.live(Duration::from_millis(100)));
+                world.trackers[0].is_reachable = true;
+            })
         },
-        Fault {
-            name: "a tracker restarts with a snapshot: a replica is up to date",
-            bound,
-            cost: 1,
-            recovery: |seed| recovery(seed, 1, |world| world.restart(0, true)),
+    },
+    one_of_two_trackers_cannot_be_reached: Fault {
+        name: "a replica cannot reach one of two trackers: it follows the other",
+        bound: BOUND,
+        cost: 1,
+        recovery: |seed| recovery(seed, 2, World::isolate),
+    },
+    process_sleeps: Fault {
+        name: "a replica's process sleeps for up to an hour",
+        bound: BOUND,
+        cost: 1,
+        recovery: |seed| {
+            recovery(seed, 1, |world| {
+                let time = Duration::from_secs(3600).mul_f64(world.random.f64().powi(3));
+                world.sleep(time);
+            })
         },
-        Fault {
-            name: "a replica's connection breaks",
-            bound,
-            cost: 1,
-            recovery: |seed| recovery(seed, 1, World::cut),
-        },
-        Fault {
-            name: "a replica cannot reach the tracker for half a minute",
-            bound,
-            cost: 1,
-            recovery: |seed| {
-                recovery(seed, 1, |world| {
-                    world.isolate();
-                    (0..300).for_each(|_| world.live(Duration::from_millis(100)));
-                    world.trackers[0].is_reachable = true;
-                })
-            },
-        },
-        Fault {
-            name: "a replica cannot reach one of two trackers: it follows the other",
-            bound,
-            cost: 1,
-            recovery: |seed| recovery(seed, 2, World::isolate),
-        },
-        Fault {
-            name: "a replica's process sleeps for up to an hour",
-            bound,
-            cost: 1,
-            recovery: |seed| {
-                recovery(seed, 1, |world| {
-                    let time = Duration::from_secs(3600).mul_f64(world.random.f64().powi(3));
-                    world.sleep(time);
-                })
-            },
-        },
-    ];
-    measure(&faults, 60);
+    },
 }
 
 #[test]

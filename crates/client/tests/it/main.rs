@@ -9,7 +9,6 @@ mod node_tracker;
 mod pki;
 mod pool_simulation;
 mod proxy;
-mod recovery;
 mod replica;
 #[path = "../../src/seeds.rs"]
 mod seeds;

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::seeds::{Fault, Recovery};
+use crate::seeds::{Fault, Recovery, recoveries};
 use crate::session::faults::{DELAY, INTERVAL, KEEP_ALIVE, Run, SIGNS, STEP};
 
 const PRECISION: Duration = Duration::from_millis(20);
@@ -18,21 +18,22 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// A later wait for an attempt.
 const RETRY: Duration = Duration::from_secs(3);
 
-pub(crate) const FAULTS: &[Fault] = &[
-    Fault {
+recoveries! {
+    100;
+    tracker_restarts_with_a_snapshot: Fault {
         name: "a tracker restarts with a snapshot",
         bound: RECONNECTION.saturating_add(Duration::from_secs(1)),
         cost: 1,
         recovery: |seed| recovery(seed, Duration::ZERO, |run| run.restart_with_snapshot(0), |_| {}),
     },
-    Fault {
+    tracker_restarts_without_a_snapshot: Fault {
         name: "a tracker restarts without a snapshot",
         // The jitter of announcements is one second.
         bound: RECONNECTION.saturating_add(Duration::from_secs(1)),
         cost: 1,
         recovery: |seed| recovery(seed, Duration::ZERO, |run| run.world.restart(0, false), |_| {}),
     },
-    Fault {
+    tracker_is_unreachable: Fault {
         name: "a tracker is unreachable for three intervals",
         // A hello whose answer is lost, the next attempt, and the jitter.
         bound: ANSWER
@@ -45,20 +46,20 @@ pub(crate) const FAULTS: &[Fault] = &[
             recovery(seed, 3 * INTERVAL, cut, |run| run.world.set_reachable(0, true))
         },
     },
-    Fault {
+    connection_breaks: Fault {
         name: "a proxy's connection breaks",
         bound: RECONNECTION,
         cost: 1,
         recovery: |seed| recovery(seed, Duration::ZERO, |run| run.world.cut(0, false), |_| {}),
     },
-    Fault {
+    connection_is_half_open: Fault {
         name: "a proxy's connection is half open",
         // Changes or the next round are sent, and have no answer.
         bound: INTERVAL.saturating_add(ANSWER).saturating_add(RECONNECTION),
         cost: 1,
         recovery: |seed| recovery(seed, Duration::ZERO, |run| run.world.cut(0, true), |_| {}),
     },
-    Fault {
+    batches_are_duplicated_and_delayed: Fault {
         name: "batches are duplicated, and delayed by up to 2 s, for two minutes",
         // Messages that are on their way, and their changes after the answers.
         bound: DELAY.saturating_mul(4),
@@ -71,7 +72,7 @@ pub(crate) const FAULTS: &[Fault] = &[
             recovery(seed, Duration::from_secs(120), disturb, Run::heal)
         },
     },
-    Fault {
+    tracker_asks_for_a_resync: Fault {
         name: "a tracker asks for a resync",
         // The jitter of announcements is one second.
         bound: RECONNECTION
@@ -80,7 +81,7 @@ pub(crate) const FAULTS: &[Fault] = &[
         cost: 1,
         recovery: |seed| recovery(seed, Duration::ZERO, |run| run.world.trackers[0].drop_proxies(), |_| {}),
     },
-    Fault {
+    process_sleeps: Fault {
         name: "a proxy's process sleeps for up to an hour",
         // The nodes give signs of life one after the other. If the sleep was short, the stream is lost first.
         bound: SIGNS.saturating_add(ANSWER).saturating_add(RECONNECTION),
@@ -93,13 +94,13 @@ pub(crate) const FAULTS: &[Fault] = &[
             recovery(seed, Duration::ZERO, sleep, |_| {})
         },
     },
-    Fault {
+    proxy_is_killed: Fault {
         name: "a proxy is killed: its routes expire",
         bound: KEEP_ALIVE.saturating_add(LATENCY),
         cost: 1,
         recovery: kill,
     },
-];
+}
 
 /// Lets nodes come, go and fall silent until the fault has ended. Returns how long the recovery takes.
 fn recovery(seed: u64, lasts: Duration, begin: impl FnOnce(&mut Run), end: impl FnOnce(&mut Run)) -> Recovery {

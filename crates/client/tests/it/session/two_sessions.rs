@@ -6,7 +6,7 @@ use nodetracker_client::session::SessionTimes;
 use nodetracker_client::session::machine::{Event, Input, SessionSupersededReason};
 use nodetracker_client::{NodeId, Uuid};
 
-use crate::seeds::{Fault, Recovery, Seeds};
+use crate::seeds::{Fault, Recovery, Seeds, recoveries};
 use crate::session::model::{LIMITS, ModelTracker};
 use crate::session::world::World;
 
@@ -204,17 +204,18 @@ fn recovery(world: &mut World, proxy: usize, nodes: &[NodeId]) -> Duration {
 /// Four round trips of up to 100 ms, and the delay of a batch.
 const RESTART: Duration = Duration::from_millis(410);
 
-pub(crate) const FAULTS: &[Fault] = &[
-    Fault {
+recoveries! {
+    100;
+    proxy_restarts: Fault {
         name: "a proxy restarts under its ID, and its old messages arrive late",
         bound: RESTART,
         cost: 1,
         recovery: |seed| restart_with_late_messages(seed, seed % 2 == 0),
     },
-    Fault {
+    clock_is_set_back: Fault {
         name: "the clock is set back by up to a day, and the proxy restarts",
         bound: RESTART.saturating_mul(2),
         cost: 1,
         recovery: restart_after_clock_step,
     },
-];
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use nodetracker_client::session::SessionTimes;
 use nodetracker_client::{NodeId, Uuid};
 
-use crate::seeds::{Fault, Recovery};
+use crate::seeds::{Fault, Recovery, recoveries};
 use crate::session::model::{LIMITS, ModelTracker};
 use crate::session::world::World;
 
@@ -104,9 +104,12 @@ fn partition(seed: u64) -> Recovery {
     world.recovery(recovered.unwrap_or_default())
 }
 
-pub(crate) const FAULTS: &[Fault] = &[Fault {
-    name: "one of two trackers is cut off for five minutes",
-    bound: RECOVERY,
-    cost: 1,
-    recovery: partition,
-}];
+recoveries! {
+    100;
+    one_of_two_trackers_is_cut_off: Fault {
+        name: "one of two trackers is cut off for five minutes",
+        bound: RECOVERY,
+        cost: 1,
+        recovery: partition,
+    },
+}
