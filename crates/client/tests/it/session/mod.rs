@@ -2,6 +2,7 @@
 
 mod faults;
 mod machine;
+#[path = "../../../src/fleet/model.rs"]
 mod model;
 mod recovery;
 mod relay;
@@ -9,4 +10,5 @@ mod single_faults;
 mod tracker;
 mod two_sessions;
 mod two_trackers;
+#[path = "../../../src/fleet/world.rs"]
 mod world;

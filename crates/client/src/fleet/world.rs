@@ -18,15 +18,16 @@ use nodetracker_proto::v1::session_request::Request;
 use nodetracker_proto::v1::session_response::Response;
 use prost::Message;
 
+use super::model::{ModelTracker, StreamId};
 use crate::seeds::Recovery;
-use crate::session::model::{ModelTracker, StreamId};
 
 /// Bytes of gRPC in front of each message.
 const FRAME: usize = 5;
 
 /// Machines and trackers that exchange messages.
 pub(crate) struct World {
-    base: Instant,
+    /// The moment at which `now` is zero.
+    pub(crate) base: Instant,
     pub(crate) now: Duration,
     pub(crate) random: fastrand::Rng,
     pub(crate) trackers: Vec<ModelTracker>,
