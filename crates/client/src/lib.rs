@@ -20,7 +20,8 @@
 //! The health of a tracker, the protocols of sessions, replicas, pools and control streams, and the discovery of
 //! proxies are state machines without I/O. Time and messages go in, messages and events come out. A machine never reads
 //! a clock: each of its calls has the argument `now`. A thin shell connects the machine to tokio. So deterministic
-//! tests drive the same machines as a program does. Sessions, replicas and pools have a simulated network each.
+//! tests drive the same machines as a program does. Sessions, replicas and pools have a simulated network each, and a
+//! whole fleet has one.
 
 pub mod backoff;
 pub mod cache;
@@ -29,6 +30,8 @@ mod clock;
 mod complaints;
 pub mod connect;
 pub mod control;
+#[cfg(test)]
+mod fleet;
 pub mod listener;
 #[cfg(feature = "metrics")]
 pub mod metrics;
@@ -42,5 +45,9 @@ pub mod tracker;
 pub mod transport;
 mod watch;
 mod wire;
+
+// The integration tests include some files of `fleet`, which need this name.
+#[cfg(test)]
+extern crate self as nodetracker_client;
 
 pub use nodetracker::{NodeId, Proxy, ProxyDetails, Uuid};

@@ -32,7 +32,7 @@ pub(crate) enum LoadPart {
     LookUps,
     /// The cost of a proxy's session on the client's side (the same file)
     SessionCost,
-    /// How soon sessions, replicas and pools recover, in simulated time (the same file); 400 seeds
+    /// How soon sessions, replicas, pools and fleets recover, in simulated time (the same file); 400 seeds
     Recovery,
 }
 

@@ -105,7 +105,7 @@ impl ListenerConfig {
 /// ```
 #[derive(Clone)]
 pub struct AgentListener {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// The state that the tasks of a listener share.

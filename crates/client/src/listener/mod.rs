@@ -30,3 +30,5 @@ mod task;
 
 pub use agent_listener::{AgentListener, ListenerConfig, ListenerConfigError, ListenerStats, OpenError};
 pub use nodes::NodeObserver;
+#[cfg(test)]
+pub(crate) use task::simulated::SimulatedAgent;

@@ -23,25 +23,14 @@ const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves the agent at the other end of a tunnel until the tunnel ends.
 pub(super) async fn run(shared: &Arc<Shared>, tunnel: Arc<dyn Tunnel>, _slot: Slot) {
-    let status = shared.status.borrow().clone();
-    let agent = Agent {
-        shared,
-        link: AgentLink::new(now(), shared.times(), Arc::clone(&status.list)),
-        tunnel,
-        phase: status.phase,
-        shed: status.shed.number,
-        node: None,
-        held: None,
-        leaves: false,
-    };
-    match agent.serve().await {
+    match Agent::new(shared, tunnel, now()).serve().await {
         Ok(reason) => debug!("a tunnel was closed: {reason}"),
         Err(error) => debug!("a tunnel has ended: {error}"),
     }
 }
 
-struct Agent<'a> {
-    shared: &'a Shared,
+struct Agent {
+    shared: Arc<Shared>,
     link: AgentLink,
     tunnel: Arc<dyn Tunnel>,
     phase: Phase,
@@ -52,7 +41,21 @@ struct Agent<'a> {
     leaves: bool,
 }
 
-impl Agent<'_> {
+impl Agent {
+    fn new(shared: &Arc<Shared>, tunnel: Arc<dyn Tunnel>, now: std::time::Instant) -> Self {
+        let status = shared.status.borrow().clone();
+        Self {
+            shared: Arc::clone(shared),
+            link: AgentLink::new(now, shared.times(), status.list),
+            tunnel,
+            phase: status.phase,
+            shed: status.shed.number,
+            node: None,
+            held: None,
+            leaves: false,
+        }
+    }
+
     /// Returns why the tunnel was closed.
     async fn serve(mut self) -> io::Result<String> {
         let ended = || io::Error::new(io::ErrorKind::UnexpectedEof, "the connection has ended");
@@ -66,14 +69,9 @@ impl Agent<'_> {
         let tunnel = Arc::clone(&self.tunnel);
         let mut is_written = true;
         loop {
-            self.link.bytes_received(tunnel.last_received());
-            while let Some(event) = self.link.poll_event(now()) {
-                if let Some(reason) = self.event(event) {
-                    // Streams must not be opened on this tunnel any more.
-                    self.held = None;
-                    let _ = timeout(LAST_WRITE_TIMEOUT, write_all(&mut self.link, &mut writer)).await;
-                    return Ok(reason);
-                }
+            if let Some(reason) = self.advance(now()) {
+                let _ = timeout(LAST_WRITE_TIMEOUT, write_all(&mut self.link, &mut writer)).await;
+                return Ok(reason);
             }
             if is_written && let Some(message) = self.link.poll_transmit() {
                 writer.queue(&message).await?;
@@ -102,6 +100,19 @@ impl Agent<'_> {
                 () = sleep_until(limit.unwrap_or_else(Instant::now)), if limit.is_some() => self.stop(),
             }
         }
+    }
+
+    /// Does what is due. Returns the reason if the tunnel must be closed.
+    fn advance(&mut self, now: std::time::Instant) -> Option<String> {
+        self.link.bytes_received(self.tunnel.last_received());
+        while let Some(event) = self.link.poll_event(now) {
+            if let Some(reason) = self.event(event) {
+                // Streams must not be opened on this tunnel any more.
+                self.held = None;
+                return Some(reason);
+            }
+        }
+        None
     }
 
     /// Acts on an event. Returns the reason if the tunnel must be closed.
@@ -190,3 +201,6 @@ async fn write_all(link: &mut AgentLink, writer: &mut MessageWriter) -> io::Resu
     }
     writer.flush().await
 }
+
+#[cfg(test)]
+pub(super) mod simulated;

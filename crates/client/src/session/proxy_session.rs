@@ -71,34 +71,18 @@ impl ProxySession {
         let mut tasks = JoinSet::new();
         for trackers in config.groups()? {
             let nodes = Arc::new(NodeSet::new(config.max_nodes, fastrand::u64(..), now));
-            let shared = Arc::new(Shared {
-                nodes: Arc::clone(&nodes),
-                wake: Notify::new(),
-                is_closed: AtomicBool::new(false),
-            });
-            let (stats, receiver) = watch::channel(SessionStats {
-                tracker: trackers[0].clone(),
-                state: SessionState::Connecting,
-                is_settled: false,
-                nodes: 0,
-                heartbeat_interval: None,
-                last_error: None,
-                counters: Counters::default(),
-            });
+            let (handle, stats) = ShellHandle::new(&nodes, &trackers[0]);
             let seed = fastrand::u64(..);
             let shell = Shell {
                 machine: Machine::new(nodes, identity.clone(), trackers.len(), config.times, seed, now),
-                shared: Arc::clone(&shared),
+                shared: Arc::clone(&handle.shared),
                 trackers,
                 connect: config.connect.clone(),
                 stats,
                 superseded: superseded.clone(),
             };
             tasks.spawn(shell.run());
-            shells.push(ShellHandle {
-                shared,
-                stats: receiver,
-            });
+            shells.push(handle);
         }
         Ok(Self {
             shells,
@@ -214,7 +198,54 @@ impl ProxySession {
     }
 }
 
+#[cfg(test)]
+impl ProxySession {
+    /// Creates a session without tasks, for simulations: the caller drives a machine of each set of nodes.
+    pub(crate) fn without_tasks<'a>(sets: impl IntoIterator<Item = &'a Arc<NodeSet>>) -> Self {
+        let tracker = "tracker".parse().expect("an address");
+        let shells = sets.into_iter().map(|nodes| ShellHandle::new(nodes, &tracker).0);
+        Self {
+            shells: shells.collect(),
+            superseded: watch::channel(None).1,
+            _tasks: JoinSet::new(),
+        }
+    }
+
+    /// Whether each task has been woken since the last call.
+    pub(crate) fn take_wakes(&self) -> Vec<bool> {
+        use futures_util::FutureExt;
+        let wakes = self.shells.iter().map(|shell| shell.shared.wake.notified());
+        wakes.map(|wake| wake.now_or_never().is_some()).collect()
+    }
+
+    /// Whether the session drains or is over.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.shells
+            .iter()
+            .all(|shell| shell.shared.is_closed.load(Ordering::Acquire))
+    }
+}
+
 impl ShellHandle {
+    /// Creates a handle, and what its task needs to publish the state.
+    fn new(nodes: &Arc<NodeSet>, tracker: &TrackerAddr) -> (Self, watch::Sender<SessionStats>) {
+        let shared = Arc::new(Shared {
+            nodes: Arc::clone(nodes),
+            wake: Notify::new(),
+            is_closed: AtomicBool::new(false),
+        });
+        let (sender, stats) = watch::channel(SessionStats {
+            tracker: tracker.clone(),
+            state: SessionState::Connecting,
+            is_settled: false,
+            nodes: 0,
+            heartbeat_interval: None,
+            last_error: None,
+            counters: Counters::default(),
+        });
+        (Self { shared, stats }, sender)
+    }
+
     /// Changes the nodes, unless the session no longer reports them.
     fn change<T>(&self, act: impl FnOnce(&NodeSet) -> T) -> Option<T> {
         let Shared { nodes, is_closed, .. } = &*self.shared;
