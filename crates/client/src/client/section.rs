@@ -23,10 +23,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use nodetracker_tls::client::ClientConfigError;
-use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use nodetracker_yaml::Section;
+use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
-use serde_saphyr::{Spanned, UserMessageFormatter};
 
 use crate::client::{ClientConfig, ClientError, TrackerClient};
 use crate::connect::WriteTo;
@@ -34,8 +33,6 @@ use crate::connect::addr::TrackerAddr;
 use crate::connect::channel::{ClientTls, ConnectConfig, TlsFiles};
 
 const SECTION: &str = "proxy_service";
-/// The prefix of all keys of this module.
-const PREFIX: &str = "node_tracker_";
 
 const ADDR: &str = "node_tracker_addr";
 const CA_FILE: &str = "node_tracker_ca_file";
@@ -110,30 +107,26 @@ impl TrackerSection {
     ///
     /// See [`read`](Self::read).
     pub fn from_yaml(file: &Path, text: &str) -> Result<Option<Self>, ConfigError> {
-        let options = serde_saphyr::options! {
-            with_snippet: false,
-            // Aliases are judged by their expanded size, which has limits of its own.
-            budget: serde_saphyr::budget! {
-                enforce_alias_anchor_ratio: false,
-                max_aliases: usize::MAX,
-            },
-            // For the parts that belong to Teleport: our keys must not be repeated.
-            duplicate_keys: DuplicateKeyPolicy::PassThrough,
-            non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
-        };
-        let parsed = serde_saphyr::from_str_with_options::<File>(text, options);
-        let File { section, mistake } = parsed.map_err(|error| yaml_error(file, text, &error))?;
-        let error = |line, reason| ConfigError {
+        let entries = nodetracker_yaml::read::<Value>(text).map_err(|error| ConfigError {
             file: file.into(),
-            line,
-            reason,
-        };
-        let mut section = section.unwrap_or_default();
-        if let Some(Mistake { line, reason }) = mistake.or(section.mistake.take()) {
-            return Err(error(Some(line), reason));
+            line: error.line,
+            reason: error.key.map_or(String::new(), |key| format!("{SECTION}.{key}: ")) + &error.reason,
+        })?;
+        let mut keys = Keys::default();
+        for entry in entries.unwrap_or_default() {
+            match (entry.key, entry.value) {
+                (_, Value::Addrs(addrs)) => keys.trackers = Some(addrs),
+                (CA_FILE, Value::Text(text)) => keys.ca_file = Some(text),
+                (KEY_FILE, Value::Text(text)) => keys.key_file = Some(text),
+                (CERT_FILE, Value::Text(text)) => keys.cert_file = Some(text),
+                (_, Value::Text(text)) => keys.write_to = Some(text),
+            }
         }
-        let config = section.resolve(file);
-        config.map_err(|(key, reason)| error(None, format!("{SECTION}.{key}: {reason}")))
+        keys.resolve(file).map_err(|(key, reason)| ConfigError {
+            file: file.into(),
+            line: None,
+            reason: format!("{SECTION}.{key}: {reason}"),
+        })
     }
 
     /// Reads the key and certificate files, and returns the default configuration with this TLS. It is for the parts of
@@ -166,40 +159,48 @@ impl TrackerSection {
     }
 }
 
-/// The parts of the file that are ours.
-#[derive(Default)]
-struct File {
-    section: Option<Section>,
-    mistake: Option<Mistake>,
+/// The value of one of our keys.
+enum Value {
+    Addrs(Vec<TrackerAddr>),
+    Text(String),
+}
+
+impl Section for Value {
+    const NAME: &'static str = SECTION;
+    const PREFIX: &'static str = "node_tracker_";
+
+    fn keys() -> &'static [&'static str] {
+        &KEYS
+    }
+
+    fn value<'de, D: Deserializer<'de>>(key: &'static str, value: D) -> Result<Option<Self>, D::Error> {
+        match key {
+            ADDR => Ok(Option::deserialize(value)?.map(|Addrs(addrs)| Value::Addrs(addrs))),
+            _ => Ok(Option::deserialize(value)?.map(Value::Text)),
+        }
+    }
 }
 
 /// Our keys of the section.
 #[derive(Default)]
-struct Section {
-    trackers: Option<Addrs>,
+struct Keys {
+    trackers: Option<Vec<TrackerAddr>>,
     ca_file: Option<String>,
     key_file: Option<String>,
     cert_file: Option<String>,
     write_to: Option<String>,
-    mistake: Option<Mistake>,
-}
-
-/// The first key at a wrong place, or with a bad value. Errors of serde do not have the exact line.
-struct Mistake {
-    line: u64,
-    reason: String,
 }
 
 /// One address or a list.
 struct Addrs(Vec<TrackerAddr>);
 
-impl Section {
+impl Keys {
     /// Checks the keys together. An error names a key.
     fn resolve(self, file: &Path) -> Result<Option<TrackerSection>, (&'static str, String)> {
         let folder = file.parent().unwrap_or(Path::new(""));
         let trackers = match self.trackers {
-            Some(Addrs(trackers)) if trackers.is_empty() => return Err((ADDR, "has no address".to_owned())),
-            Some(Addrs(trackers)) => trackers,
+            Some(trackers) if trackers.is_empty() => return Err((ADDR, "has no address".to_owned())),
+            Some(trackers) => trackers,
             None => {
                 let others = [
                     (CA_FILE, &self.ca_file),
@@ -248,99 +249,6 @@ impl Section {
     }
 }
 
-impl<'de> Deserialize<'de> for File {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(FileVisitor)
-    }
-}
-
-struct FileVisitor;
-
-impl<'de> Visitor<'de> for FileVisitor {
-    type Value = File;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a mapping")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<File, A::Error> {
-        let mut file = File::default();
-        while let Some(key) = map.next_key::<Spanned<String>>()? {
-            if key.value == SECTION && file.section.is_none() {
-                file.section = Some(map.next_value::<Option<Section>>()?.unwrap_or_default());
-                continue;
-            }
-            map.next_value::<IgnoredAny>()?;
-            let reason = if key.value == SECTION {
-                format!("a second section {SECTION}")
-            } else if KEYS.contains(&&*key.value) {
-                let key = key.value;
-                format!("{key} is a key of {SECTION}: indent the key to stand below that section")
-            } else {
-                continue;
-            };
-            let line = key.referenced.line();
-            file.mistake.get_or_insert(Mistake { line, reason });
-        }
-        Ok(file)
-    }
-}
-
-impl<'de> Deserialize<'de> for Section {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(SectionVisitor)
-    }
-}
-
-struct SectionVisitor;
-
-impl<'de> Visitor<'de> for SectionVisitor {
-    type Value = Section;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a mapping")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Section, A::Error> {
-        let mut section = Section::default();
-        while let Some(Spanned {
-            value: key, referenced, ..
-        }) = map.next_key::<Spanned<String>>()?
-        {
-            let set = match &*key {
-                ADDR => set(&mut section.trackers, map.next_value()?),
-                CA_FILE => set(&mut section.ca_file, map.next_value()?),
-                KEY_FILE => set(&mut section.key_file, map.next_value()?),
-                CERT_FILE => set(&mut section.cert_file, map.next_value()?),
-                WRITE_TO => set(&mut section.write_to, map.next_value()?),
-                other => {
-                    map.next_value::<IgnoredAny>()?;
-                    match other.starts_with(PREFIX) {
-                        true => Err(format!("unknown key, expected one of {}", KEYS.join(", "))),
-                        false => Ok(()),
-                    }
-                }
-            };
-            if let Err(reason) = set {
-                section.mistake.get_or_insert(Mistake {
-                    line: referenced.line(),
-                    reason: format!("{SECTION}.{key}: {reason}"),
-                });
-            }
-        }
-        Ok(section)
-    }
-}
-
-/// Takes the value of a key. Fails if the value is missing, or if the key was set before.
-fn set<T>(slot: &mut Option<T>, value: Option<T>) -> Result<(), String> {
-    let value = value.ok_or("has no value")?;
-    match slot.replace(value) {
-        None => Ok(()),
-        Some(_) => Err("is set twice".to_owned()),
-    }
-}
-
 impl<'de> Deserialize<'de> for Addrs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(AddrsVisitor)
@@ -375,25 +283,6 @@ struct OneAddr(Addrs);
 impl<'de> Deserialize<'de> for OneAddr {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_str(AddrsVisitor).map(OneAddr)
-    }
-}
-
-/// Turns an error of the YAML library into an error with the line and the key of this file.
-fn yaml_error(file: &Path, text: &str, error: &serde_saphyr::Error) -> ConfigError {
-    let line = error.location().map(|location| location.line());
-    let source = line.and_then(|line| text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?));
-    let written = source.and_then(|source| source.split_once(':'));
-    let key = written.and_then(|(written, _)| KEYS.into_iter().find(|&key| key == written.trim()));
-    let key = key.map_or(String::new(), |key| format!("{SECTION}.{key}: "));
-    let message = error.render_with_formatter(&UserMessageFormatter);
-    // The line precedes the message, as compilers write it.
-    let message = message.split(" at line ").next().unwrap_or_default();
-    // A library's message may have several lines.
-    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    ConfigError {
-        file: file.into(),
-        line,
-        reason: key + &message,
     }
 }
 
@@ -460,6 +349,32 @@ mod tests {
     }
 
     #[test]
+    fn our_keys_at_a_wrong_place_are_refused() {
+        for key in KEYS {
+            for blank in ["", "\u{a0}", "\u{2003}\u{200b}"] {
+                let text = format!("proxy_service:\n  enabled: yes\n{blank}{key}: a\n");
+                let reason = format!("{key} is a key of proxy_service: indent the key to stand below that section");
+                assert_eq!(parse(&text), Err(format!("conf/teleport.yaml:3: {reason}")), "{text:?}");
+            }
+            let text = format!("proxy_service:\n  enabled: yes\n  \u{a0}{key}: a\n");
+            let message = parse(&text).unwrap_err();
+            let start = format!("conf/teleport.yaml:3: unknown key `\u{a0}{key}`");
+            assert!(message.starts_with(&start), "{message}");
+        }
+        let message = parse("\u{a0}proxy_service:\n  node_tracker_addr: a\n").unwrap_err();
+        assert!(
+            message.starts_with("conf/teleport.yaml:1: proxy_service has a character"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn unusual_parts_of_teleport_are_left_alone() {
+        let text = "? [1, {a: b}]\n: d\n.inf: 1\n~: 1\n!t e: !t [f]\nproxy_service:\n  ? [a]\n  : b\n";
+        assert_eq!(parse(text), Ok(None));
+    }
+
+    #[test]
     fn an_error_names_the_file_the_line_and_the_key() {
         let section = "teleport: {}\nproxy_service:\n";
         let bad_port = "is not the address of a tracker: bad port";
@@ -483,7 +398,7 @@ mod tests {
             ),
             (
                 "  enabled: yes\n  node_tracker_addr:\n  web: x\n",
-                ":4: proxy_service.node_tracker_addr: has no value".into(),
+                ":4: proxy_service.node_tracker_addr: has no value: remove the key to use the default".into(),
             ),
             (
                 "  node_tracker_addr: a\n  enabled: yes\n  node_tracker_addr: b\n",
@@ -492,7 +407,7 @@ mod tests {
             (
                 "  enabled: yes\n  node_tracker_adr: a\n  web: x\n",
                 format!(
-                    ":4: proxy_service.node_tracker_adr: unknown key, expected one of {}",
+                    ":4: unknown key `node_tracker_adr`, expected one of {}",
                     KEYS.join(", ")
                 ),
             ),
@@ -504,7 +419,7 @@ mod tests {
                 "  enabled: yes\nproxy_service:\n  node_tracker_addr: a\n",
                 ":4: a second section proxy_service".into(),
             ),
-            ("  - a\n", ":3: expected mapping start".into()),
+            ("  - a\n", ":3: expected a mapping".into()),
             (
                 "  node_tracker_addr: https://a\n",
                 ": proxy_service.node_tracker_addr: https://a:3029 needs node_tracker_ca_file".into(),

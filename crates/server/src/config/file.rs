@@ -3,72 +3,47 @@
 //! Other sections are left alone. A mistake in our section must not leave a default in place silently. So these are
 //! errors: an unknown key, a key without a value, and a key of ours outside of the section.
 
-use std::fmt;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use nodetracker_yaml::{Entry, Section};
 use serde::{Deserialize, Deserializer};
-use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
-use serde_saphyr::{Spanned, UserMessageFormatter};
+use serde_saphyr::Spanned;
 
-use crate::config::keys::{self, KEYPAIRS, KEYS};
+use crate::config::keys::{KEYPAIRS, KEYS};
 use crate::config::{Config, ConfigError, Given, Keypair, Origin, SECTION, Setting, values};
 
 /// The names of the keys.
 static NAMES: LazyLock<Vec<&str>> = LazyLock::new(|| KEYS.iter().map(|key| key.name).collect());
 
-/// The keys of a key pair.
-const PAIR_NAMES: [&str; 2] = ["key_file", "cert_file"];
-
-/// Returns a name of ours, which is not borrowed from the file.
-fn our_name(name: &str) -> Option<&'static str> {
-    let names = NAMES.iter().copied().chain(PAIR_NAMES);
-    names.into_iter().find(|&key| key == name)
-}
-
 /// Parses the text of a file. Also returns the keys that the file sets, with their values as flags would have them, in
 /// the order of the file.
 pub(super) fn parse(file: &Path, text: &str) -> Result<(Config, Given), ConfigError> {
-    let options = serde_saphyr::options! {
-        with_snippet: false,
-        // Aliases are judged by their expanded size, which has limits of its own.
-        budget: serde_saphyr::budget! {
-            enforce_alias_anchor_ratio: false,
-            max_aliases: usize::MAX,
-        },
-        // Only in other sections: ours refuses repeated keys.
-        duplicate_keys: DuplicateKeyPolicy::PassThrough,
-        non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
-    };
-    let parsed: File =
-        serde_saphyr::from_str_with_options(text, options).map_err(|error| yaml_error(file, text, &error))?;
-    if let Some(Misplaced { line, reason }) = parsed.misplaced {
-        let origin = Origin::Key {
-            file: file.into(),
-            line,
-            key: None,
+    let section = nodetracker_yaml::read::<Value>(text).map_err(|error| {
+        let origin = match error.line {
+            Some(line) => Origin::Key {
+                file: file.into(),
+                line,
+                key: error.key,
+            },
+            None => Origin::File(file.into()),
         };
-        return Err(ConfigError::new(origin, reason));
-    }
-    let Some(section) = parsed.section else {
+        ConfigError::new(origin, error.reason)
+    })?;
+    let Some(section) = section else {
         let reason = format_args!("has no section {SECTION}");
         return Err(ConfigError::new(Origin::File(file.into()), reason));
     };
 
     let mut config = Config::default();
     let mut set = Given::new();
-    for (key, given) in section.0 {
+    for Entry { key, line, value } in section {
         let origin = Origin::Key {
             file: file.into(),
-            line: given.referenced.line(),
+            line,
             key: Some(key),
         };
-        match given.value {
-            Value::None => {
-                let reason = "has no value: remove the key to use the default";
-                return Err(ConfigError::new(origin, reason));
-            }
+        match value {
             Value::Scalar(text) => {
                 config.set(key, &text, origin)?;
                 set.push((key, text));
@@ -87,30 +62,28 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<(Config, Given), ConfigEr
     Ok((config, set))
 }
 
-/// The top level of the file.
-#[derive(Default)]
-struct File {
-    /// `None` if absent.
-    section: Option<Section>,
-    misplaced: Option<Misplaced>,
-}
-
-/// The first key of ours that stands in the wrong place.
-struct Misplaced {
-    line: u64,
-    reason: String,
-}
-
-/// The keys of our section with their values, in the order of the file. If empty, everything has its default.
-#[derive(Default)]
-struct Section(Vec<(&'static str, Spanned<Value>)>);
-
 /// The value of a key.
 enum Value {
-    /// The key has no value, or null.
-    None,
     Scalar(String),
     Keypairs(Vec<Pair>),
+}
+
+impl Section for Value {
+    const NAME: &'static str = SECTION;
+    /// All keys of the section are ours.
+    const PREFIX: &'static str = "";
+    const INNER_KEYS: &'static [&'static str] = &["key_file", "cert_file"];
+
+    fn keys() -> &'static [&'static str] {
+        &NAMES
+    }
+
+    fn value<'de, D: Deserializer<'de>>(key: &'static str, value: D) -> Result<Option<Self>, D::Error> {
+        match key {
+            KEYPAIRS => Ok(Option::deserialize(value)?.map(Value::Keypairs)),
+            _ => Ok(Option::deserialize(value)?.map(Value::Scalar)),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -137,183 +110,6 @@ impl Pair {
             cert_file: path(self.cert_file, "https_keypairs.cert_file")?,
         })
     }
-}
-
-impl<'de> Deserialize<'de> for Section {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(SectionVisitor)
-    }
-}
-
-struct SectionVisitor;
-
-impl<'de> Visitor<'de> for SectionVisitor {
-    type Value = Section;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a mapping")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Section, A::Error> {
-        let mut section = Section::default();
-        while let Some(name) = map.next_key::<String>()? {
-            let Some(key) = keys::find(&name) else {
-                return Err(A::Error::unknown_field(&name, &NAMES));
-            };
-            if section.0.iter().any(|&(earlier, _)| earlier == key.name) {
-                return Err(A::Error::duplicate_field(key.name));
-            }
-            let value = if key.name == KEYPAIRS {
-                let pairs = map.next_value::<Spanned<Option<Vec<Pair>>>>()?;
-                with_span(pairs, |pairs| pairs.map_or(Value::None, Value::Keypairs))
-            } else {
-                let text = map.next_value::<Spanned<Option<String>>>()?;
-                with_span(text, |text| text.map_or(Value::None, Value::Scalar))
-            };
-            section.0.push((key.name, value));
-        }
-        Ok(section)
-    }
-}
-
-/// Converts a value that keeps its place in the file.
-fn with_span<T, U>(spanned: Spanned<T>, convert: impl FnOnce(T) -> U) -> Spanned<U> {
-    Spanned {
-        value: convert(spanned.value),
-        referenced: spanned.referenced,
-        defined: spanned.defined,
-    }
-}
-
-impl<'de> Deserialize<'de> for File {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(FileVisitor)
-    }
-}
-
-struct FileVisitor;
-
-impl<'de> Visitor<'de> for FileVisitor {
-    type Value = File;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a mapping")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<File, A::Error> {
-        let mut file = File::default();
-        while let Some(key) = map.next_key::<Spanned<Name>>()? {
-            let name = key.value.0;
-            if name == SECTION {
-                let section = map.next_value::<Option<Section>>()?.unwrap_or_default();
-                if file.section.replace(section).is_some() {
-                    return Err(A::Error::duplicate_field(SECTION));
-                }
-                continue;
-            }
-            map.next_value::<IgnoredAny>()?;
-            // No-break spaces and the like look like an indentation, but are part of the key.
-            let visible = name.trim_matches(|c: char| !c.is_ascii_graphic());
-            let reason = if our_name(visible).is_some() {
-                format!("{visible} is a key of {SECTION}: indent the key to stand below that section")
-            } else if visible == SECTION {
-                format!("{SECTION} has a character around it that looks like a blank: {name:?}")
-            } else {
-                continue;
-            };
-            let line = key.referenced.line();
-            file.misplaced.get_or_insert(Misplaced { line, reason });
-        }
-        Ok(file)
-    }
-}
-
-/// A key of the top level, which is empty if the key is no string.
-struct Name(String);
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NameVisitor)
-    }
-}
-
-struct NameVisitor;
-
-impl<'de> Visitor<'de> for NameVisitor {
-    type Value = Name;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_str<E>(self, name: &str) -> Result<Name, E> {
-        Ok(Name(name.to_owned()))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Name, E> {
-        Ok(Name(String::new()))
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Name, E> {
-        Ok(Name(String::new()))
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Name, E> {
-        Ok(Name(String::new()))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Name, E> {
-        Ok(Name(String::new()))
-    }
-
-    fn visit_unit<E>(self) -> Result<Name, E> {
-        Ok(Name(String::new()))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Name, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Name(String::new()))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Name, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Name(String::new()))
-    }
-}
-
-/// Turns an error of the YAML library into an error with the line and the key of this file.
-fn yaml_error(file: &Path, text: &str, error: &serde_saphyr::Error) -> ConfigError {
-    let message = error.render_with_formatter(&UserMessageFormatter);
-    let Some(location) = error.location() else {
-        return ConfigError::new(Origin::File(file.into()), message);
-    };
-    let (line, column) = (location.line(), location.column());
-    let message = [
-        ("unknown field", "unknown key"),
-        ("missing field", "missing key"),
-        ("expected mapping start", "expected a mapping"),
-        ("expected sequence start", "expected a list"),
-        ("expected string scalar", "expected a string"),
-    ]
-    .into_iter()
-    .fold(message, |message, (theirs, ours)| message.replace(theirs, ours));
-    // The line precedes the message, as compilers write it.
-    let message = message.trim_end_matches(&format!(" at line {line}, column {column}"));
-    let source = usize::try_from(line)
-        .ok()
-        .and_then(|line| text.lines().nth(line.saturating_sub(1)));
-    let written = source
-        .and_then(|source| source.split_once(':'))
-        .map(|(key, _)| key.trim_start_matches([' ', '-']));
-    let key = written.and_then(our_name);
-    ConfigError::new(
-        Origin::Key {
-            file: file.into(),
-            line,
-            key,
-        },
-        message,
-    )
 }
 
 #[cfg(test)]
@@ -387,7 +183,7 @@ mod tests {
             let reason = "https_keypairs is a key of node_tracker_service: indent the key to stand below that section";
             assert_eq!(parse(&text), Err(format!("conf/tracker.yaml:3: {reason}")), "{key:?}");
         }
-        for key in NAMES.iter().copied().chain(PAIR_NAMES) {
+        for key in NAMES.iter().chain(Value::INNER_KEYS) {
             let message = parse(&format!("{key}: yes\nnode_tracker_service:\n")).unwrap_err();
             assert!(
                 message.starts_with(&format!("conf/tracker.yaml:1: {key} is a key of ")),
@@ -431,11 +227,17 @@ mod tests {
             message.ends_with("https_keypairs: has no pair: remove the key to serve plaintext"),
             "{message}"
         );
-        for text in [
-            "node_tracker_service:\n  listen_addr: a:1\n  listen_addr: b:1\n",
-            "node_tracker_service:\nnode_tracker_service:\n",
+        for (text, reason) in [
+            (
+                "node_tracker_service:\n  listen_addr: a:1\n  listen_addr: b:1\n",
+                "3: node_tracker_service.listen_addr: is set twice",
+            ),
+            (
+                "node_tracker_service:\nnode_tracker_service:\n",
+                "2: a second section node_tracker_service",
+            ),
         ] {
-            assert!(parse(text).unwrap_err().contains("duplicate field"), "{text:?}");
+            assert_eq!(parse(text), Err(format!("conf/tracker.yaml:{reason}")), "{text:?}");
         }
     }
 
