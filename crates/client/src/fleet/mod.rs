@@ -1,14 +1,14 @@
 //! A whole fleet in a simulated network: pools of agents, the listeners and sessions of proxies, and model trackers.
 //!
-//! The machines and their glue are those of programs: what a listener knows of its nodes, how it reports them to a
-//! session, and how a session wakes its tasks. Only the tasks themselves are simulated. The checks compare the trackers'
-//! routes with the tunnels that work:
+//! The machines and their glue are those of programs: what a listener knows of its nodes, how the listener reports the
+//! nodes to a session, and how a session wakes its tasks. Only the tasks themselves are simulated. The checks compare
+//! the trackers' routes with the tunnels that work:
 //!
 //! * A proxy has each node with a working tunnel, and no other node for longer than [`SILENCE`].
 //! * No route survives the proxy's last tunnel of the node for longer than the keep-alive interval. If the session was
 //!   not disturbed, the route ends after [`PROMPT`].
-//! * No working tunnel is without its route for longer than [`PROMPT`]. After a disturbance of the session, the bound is
-//!   [`SESSION`] and [`PROMPT`].
+//! * No working tunnel is without its route for longer than [`PROMPT`]. After a disturbance of the session, the bound
+//!   is [`SESSION`] and [`PROMPT`].
 //!
 //! `NODETRACKER_SEEDS=5000 cargo test --release -p nodetracker-client --lib fleet` runs more seeds.
 
@@ -746,8 +746,8 @@ fn id(proxy: usize) -> String {
     format!("proxy-{proxy}")
 }
 
-/// One fault in a fleet whose agents have a tunnel each. Without a fault of a tracker, each node is reachable again within
-/// a time.
+/// One fault in a fleet whose agents have a tunnel each. During the recovery, no node is unreachable for longer than
+/// `reachable_within`.
 fn one_fault(seed: u64, reachable_within: Duration, fault: impl FnOnce(&mut Fleet)) -> Recovery {
     let mut fleet = Fleet::new(seed, 1);
     fleet.run(Duration::from_secs(10) + Duration::from_millis(seed * 997 % 30_000));
