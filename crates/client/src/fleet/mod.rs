@@ -758,7 +758,7 @@ fn one_fault(seed: u64, reachable_within: Duration, fault: impl FnOnce(&mut Flee
 }
 
 /// Faults for five minutes, then none.
-fn random_faults(seed: u64) -> Recovery {
+fn faults_for_five_minutes(seed: u64) -> Recovery {
     let mut fleet = Fleet::new(seed, 1 + (seed % 2) as usize);
     while fleet.now.duration_since(fleet.base) < Duration::from_secs(300) {
         let time = Duration::from_millis(fleet.random.u64(0..20_000));
@@ -810,6 +810,6 @@ recoveries! {
         name: "five minutes of random faults of tunnels, proxies, sessions and trackers",
         bound: Duration::from_secs(180),
         cost: 2,
-        recovery: random_faults,
+        recovery: faults_for_five_minutes,
     },
 }
