@@ -42,7 +42,7 @@ pub struct BatchRoutes<'a> {
     /// The route of each node of this group that has one route. Unused for the other nodes.
     only: [CopiedRoute; GROUP],
     /// The routes of the nodes of this group that have several routes.
-    several: SmallVec<[CopiedRoute; GROUP]>,
+    several: SmallVec<[CopiedRoute; 2 * GROUP]>,
     /// How many nodes this group has.
     loaded: usize,
     /// How many nodes of this group the caller has taken.
