@@ -4,7 +4,7 @@
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Wake, Waker};
@@ -109,10 +109,12 @@ fn the_parts_add_up_to_what_is_allocated() {
         let waker = Waker::from(Arc::new(Panics));
         assert!(subscription.poll_ready(&mut Context::from_waker(&waker)).is_pending());
         let remove = || table.remove_route(&node, proxies[1]);
-        assert!(
-            catch_unwind(AssertUnwindSafe(remove)).is_err(),
-            "the waker was not called"
-        );
+        // A backtrace would keep what it reads of the program's symbols.
+        let hook = take_hook();
+        set_hook(Box::new(|_| {}));
+        let removed = catch_unwind(AssertUnwindSafe(remove));
+        set_hook(hook);
+        assert!(removed.is_err(), "the waker was not called");
         assert_eq!(full.lists - check("panicked").lists, bytes);
         while subscription.drain_events(usize::MAX, |_| ()) != Ok(0) {}
     }

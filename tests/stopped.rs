@@ -83,6 +83,7 @@ fn calls<'t>() -> [Call<'t>; 44] {
         call("for_each_route", Free, RARELY, Caller::for_each_route),
         call("try_for_each_route", Free, RARELY, Caller::try_for_each_route),
         call("nodes_page", Free, RARELY, Caller::nodes_page),
+        call("try_nodes_page", Free, RARELY, Caller::try_nodes_page),
         call("nodes_of_part", Free, RARELY, Caller::nodes_of_part),
         call("proxies_page", Free, RARELY, Caller::proxies_page),
         call("subscribe", Free, RARELY, Caller::subscribe),

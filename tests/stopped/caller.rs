@@ -302,6 +302,20 @@ impl<'t> Caller<'t> {
         self.check_walk(&found);
     }
 
+    pub(crate) fn try_nodes_page(&mut self) {
+        let mut found = Vec::new();
+        let mut place = Some(NodeCursor::default());
+        while let Some(from) = place {
+            // Each page ends after one node.
+            let page = stoppable(|| self.table.try_nodes_page(&from, 3, |_, _| ControlFlow::Break(true)));
+            for node in page.nodes {
+                found.extend(node.routes.iter().map(|route: &Route| (node.node.clone(), route.proxy)));
+            }
+            place = page.next;
+        }
+        self.check_walk(&found);
+    }
+
     pub(crate) fn nodes_of_part(&mut self) {
         let mut found = Vec::new();
         for part in 0..RouteTable::PARTS {
