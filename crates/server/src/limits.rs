@@ -22,8 +22,9 @@ pub const MAX_METADATA_SIZE: usize = 8 * 1024;
 /// Bytes of a request's decoded headers that h2 accepts. Stops CONTINUATION floods.
 ///
 /// h2 answers a call over the limit with HTTP status 431, which gRPC's clients report as UNKNOWN. h2 closes the
-/// connection at four times the limit. So the limit is well above [`MAX_METADATA_SIZE`].
-pub const MAX_HEADER_LIST_SIZE: u32 = 64 * 1024;
+/// connection at four times the limit, or after 80 CONTINUATION frames. So the limit is far above
+/// [`MAX_METADATA_SIZE`].
+pub const MAX_HEADER_LIST_SIZE: u32 = 1024 * 1024;
 
 /// Streams that the server resets because of a client's errors before it closes the connection. Stops "MadeYouReset".
 pub const MAX_LOCAL_ERROR_RESETS: usize = 1024;
@@ -369,14 +370,14 @@ pub const FRAMES_PER_STREAM: usize = 8;
 /// [`Limits::call`]. Stops clients that make h2 keep megabytes for each of thousands of connections.
 pub const UNREAD_STEP: usize = 16 * 1024;
 
-/// Bytes that are charged for each byte of a request's trailers, which gRPC does not have. A field of one byte takes so
-/// much in h2's map.
+/// Bytes that are charged for each byte of a header block that has begun and not ended, and of a request's trailers,
+/// which gRPC does not have. A field of one byte takes so much in h2's map.
 pub const MEMORY_PER_FIELD_BYTE: usize = 72;
 
-/// Bytes that are charged for a header block that has begun and not ended. h2 keeps the decoded fields, up to
+/// The most bytes that are charged for a header block that has begun and not ended. h2 keeps the decoded fields, up to
 /// [`MAX_HEADER_LIST_SIZE`], and each field takes more memory than HTTP/2 counts. If the budget has no room, or if the
 /// block does not end within [`Limits::call`], the connection ends.
-pub const HEADER_BLOCK_MEMORY: usize = 128 * 1024;
+pub const HEADER_BLOCK_MEMORY: usize = MAX_HEADER_LIST_SIZE as usize / 4 * 9;
 
 /// Bytes of the largest frame that a client may send: HTTP/2's smallest allowed value.
 pub const MAX_FRAME_SIZE: u32 = 16 * 1024;

@@ -56,6 +56,8 @@ pub(super) struct FrameEffects {
     pub(super) blocks: usize,
     /// Whether the last of these blocks is unfinished.
     pub(super) is_open: bool,
+    /// The bytes of the last header block.
+    pub(super) block: usize,
 }
 
 impl FrameScanner {
@@ -122,6 +124,7 @@ impl FrameScanner {
                 let stream = u32::from_be_bytes([s1 & 0x7f, s2, s3, s4]);
                 self.is_trailers = stream <= self.newest;
                 self.newest = self.newest.max(stream);
+                self.found.block = 0;
                 self.fields(len);
                 let is_open = flags & END_HEADERS == 0;
                 self.found.is_open = is_open;
@@ -142,6 +145,7 @@ impl FrameScanner {
     }
 
     fn fields(&mut self, len: usize) {
+        self.found.block += len;
         if self.is_trailers {
             self.found.trailers = self.found.trailers.wrapping_add(len * MEMORY_PER_FIELD_BYTE);
         }
@@ -188,6 +192,7 @@ mod tests {
             assert_eq!(found.data, frame_cost(16_384) + frame_cost(5), "{size}");
             assert_eq!(found.trailers, (10 + 20 + 50) * MEMORY_PER_FIELD_BYTE);
             assert_eq!((found.control, found.blocks, found.is_open), (2, 2, true));
+            assert_eq!(found.block, 30);
             assert_eq!((scanner.left, scanner.head_len), (0, 0));
         }
     }

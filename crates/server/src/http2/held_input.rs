@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::time::{Sleep, sleep};
 
 use crate::http2::traffic::Traffic;
-use crate::limits::{HEADER_BLOCK_MEMORY, UNREAD_STEP};
+use crate::limits::{HEADER_BLOCK_MEMORY, MEMORY_PER_FIELD_BYTE, UNREAD_STEP};
 use crate::memory::Charge;
 
 /// The input that h2 keeps for one connection.
@@ -47,7 +47,7 @@ struct Stalled {
 struct OpenBlock {
     number: usize,
     until: Pin<Box<Sleep>>,
-    _charge: Charge,
+    charge: Charge,
 }
 
 /// How a connection ends because of its input.
@@ -162,22 +162,23 @@ impl HeldInput {
     }
 
     fn poll_block(&mut self, cx: &mut Context<'_>, traffic: &Traffic) -> Option<End> {
-        let Some(number) = traffic.open_block() else {
+        let Some((number, bytes)) = traffic.open_block() else {
             self.block = None;
             return None;
         };
         if self.block.as_ref().is_none_or(|block| block.number != number) {
-            self.block = None;
-            let Ok(charge) = self.charge.memory().charge(HEADER_BLOCK_MEMORY) else {
-                return Some(End::NoRoom);
-            };
             self.block = Some(OpenBlock {
                 number,
                 until: Box::pin(sleep(self.time)),
-                _charge: charge,
+                charge: self.charge.memory().no_charge(),
             });
         }
         let block = self.block.as_mut()?;
+        let needed = (bytes * MEMORY_PER_FIELD_BYTE).min(HEADER_BLOCK_MEMORY);
+        let more = needed.saturating_sub(block.charge.bytes());
+        if more > 0 && block.charge.grow(more).is_err() {
+            return Some(End::NoRoom);
+        }
         match block.until.as_mut().poll(cx) {
             Poll::Ready(()) => Some(End::Late),
             Poll::Pending => None,
@@ -287,8 +288,13 @@ mod tests {
     async fn an_unfinished_header_block_is_charged_until_it_ends() {
         let (mut served, _may_read) = served(1 << 30).await;
         served.exchange(&frame(HEADERS, 0, 1, HEAD)).await;
-        assert_eq!(served.memory.used(), HEADER_BLOCK_MEMORY);
+        assert_eq!(served.memory.used(), HEAD.len() * MEMORY_PER_FIELD_BYTE);
         served.exchange(&frame(CONTINUATION, 0, 1, &[0x90; 100])).await;
+        assert_eq!(served.memory.used(), (HEAD.len() + 100) * MEMORY_PER_FIELD_BYTE);
+        // Beyond its limit, h2 keeps no more fields.
+        for _ in 0..4 {
+            served.exchange(&frame(CONTINUATION, 0, 1, &[0x90; 10_000])).await;
+        }
         assert_eq!(served.memory.used(), HEADER_BLOCK_MEMORY);
         served.exchange(&frame(CONTINUATION, END_HEADERS, 1, &[])).await;
         assert_eq!(served.memory.used(), CALL_MEMORY);
@@ -320,6 +326,10 @@ mod tests {
     async fn a_header_block_without_room_ends_its_connection() {
         let (mut served, _may_read) = served(HEADER_BLOCK_MEMORY).await;
         served.exchange(&frame(HEADERS, 0, 1, HEAD)).await;
+        assert!(!served.task.is_finished());
+        for _ in 0..2 {
+            served.exchange(&frame(CONTINUATION, 0, 1, &[0x90; 10_000])).await;
+        }
         assert!(served.task.is_finished());
         assert_eq!(served.refused(), [(Reason::ConnectionMemory, 1)]);
     }

@@ -32,6 +32,7 @@ pub(super) struct Traffic {
     control: AtomicUsize,
     trailers: AtomicUsize,
     blocks: AtomicUsize,
+    block: AtomicUsize,
     has_open_block: AtomicBool,
     unread: Arc<Unread>,
     /// Bytes that were written.
@@ -57,6 +58,7 @@ impl Default for Traffic {
             control: AtomicUsize::new(0),
             trailers: AtomicUsize::new(0),
             blocks: AtomicUsize::new(0),
+            block: AtomicUsize::new(0),
             has_open_block: AtomicBool::new(false),
             unread: Arc::default(),
             written: AtomicU64::new(0),
@@ -90,10 +92,11 @@ impl Traffic {
         self.trailers.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of the header block that is unfinished, if a header block is unfinished.
-    pub(super) fn open_block(&self) -> Option<usize> {
+    /// Returns the number of the header block that is unfinished, and its bytes so far, if a header block is
+    /// unfinished.
+    pub(super) fn open_block(&self) -> Option<(usize, usize)> {
         let is_open = self.has_open_block.load(Ordering::Relaxed);
-        is_open.then(|| self.blocks.load(Ordering::Relaxed))
+        is_open.then(|| (self.blocks.load(Ordering::Relaxed), self.block.load(Ordering::Relaxed)))
     }
 
     /// Returns the DATA that no call has read.
@@ -181,6 +184,7 @@ impl Traffic {
         self.trailers.store(found.trailers, Ordering::Relaxed);
         self.control.store(found.control, Ordering::Relaxed);
         self.blocks.store(found.blocks, Ordering::Relaxed);
+        self.block.store(found.block, Ordering::Relaxed);
         self.has_open_block.store(found.is_open, Ordering::Relaxed);
     }
 

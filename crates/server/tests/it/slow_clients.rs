@@ -19,6 +19,8 @@ use crate::support::{ADD, Process, Raw, Running, SOON, add, connect, ended, fram
 /// Too long for a limit to matter.
 const LATE: Duration = Duration::from_secs(1000);
 
+const WATCH: &str = "/nodetracker.v1.WatchService/Watch";
+
 /// What a client has to begin with: HTTP/2's magic bytes, and its settings.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
@@ -170,29 +172,38 @@ async fn settings_say_the_limits() {
 async fn headers_over_the_limit_break_one_call_only() {
     let server = Running::start().await;
     let mut raw = Raw::connect(server.addr).await;
-    for size in [limits::MAX_METADATA_SIZE, 33_000] {
+    let (watched, mut watch) = raw.open(WATCH).await;
+    watch.send_data(framed(&[]).into(), true).unwrap();
+    let mut watched = watched.await.unwrap().into_body();
+    let mut with_metadata = async |size| {
         let mut request = grpc(ADD);
         request
             .headers_mut()
             .insert("x-large", "x".repeat(size).parse().unwrap());
         raw.requests = raw.requests.clone().ready().await.unwrap();
-        let (response, _) = raw.requests.send_request(request, true).unwrap();
-        let ended = ended(response).await;
-        assert_eq!(ended.grpc, Some(Code::ResourceExhausted as i32), "{ended:?}");
+        raw.requests.send_request(request, true).unwrap().0
+    };
+    for size in [limits::MAX_METADATA_SIZE, 33_000, 65_536, 300_000, 1_000_000] {
+        let ended = ended(with_metadata(size).await).await;
+        assert_eq!(ended.grpc, Some(Code::ResourceExhausted as i32), "{size}: {ended:?}");
         assert!(ended.message.contains("metadata"), "{ended:?}");
     }
     // Beyond that h2 refuses the call itself, with the HTTP status for it.
-    let mut request = grpc(ADD);
-    let size = limits::MAX_HEADER_LIST_SIZE as usize;
-    request
-        .headers_mut()
-        .insert("x-large", "x".repeat(size).parse().unwrap());
-    let (response, _) = raw.requests.send_request(request, true).unwrap();
+    let response = with_metadata(limits::MAX_HEADER_LIST_SIZE as usize).await;
     assert_eq!(response.await.unwrap().status(), 431);
     assert_eq!(
         raw.call(ADD, framed(&[])).await.grpc,
         Some(Code::InvalidArgument as i32)
     );
+    // The watch of the same connection has begun, and still gets each change.
+    let mut client = server.client().await;
+    client.add_node(add("node-1", "proxy-1", "proxy:1")).await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.windows(7).any(|text| text == b"proxy-1") {
+        let part = watched.data().await.expect("the watch is open").unwrap();
+        watched.flow_control().release_capacity(part.len()).unwrap();
+        seen.extend(part);
+    }
 }
 
 #[tokio::test]
