@@ -806,7 +806,7 @@ recoveries! {
         cost: 1,
         recovery: |seed| one_fault(seed, PROMPT, |fleet| fleet.drain(0)),
     },
-    random_faults: Fault {
+    five_minutes_of_random_faults: Fault {
         name: "five minutes of random faults of tunnels, proxies, sessions and trackers",
         bound: Duration::from_secs(180),
         cost: 2,
