@@ -16,13 +16,14 @@ use rcgen::{SanType, date_time_ymd};
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, HandshakeKind};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::pki::{Identity, Pki};
+use crate::slow_clients::PREFACE;
 use crate::support::{ADD, Ended, Process, Raw, Running, SOON, add, framed, nodetracker, run, stderr, stdout};
 
 const GET: &str = "/api.NodeTrackerService/GetProxies";
@@ -255,6 +256,8 @@ async fn clients_behind_one_address_have_a_share_each() {
     // A third connection of a client is over its share, and waits for the end of another.
     let identity = pki.teleport("Proxy", "proxy-1");
     let mut third = connect(&server, pki.client_config(Some(&identity))).await.unwrap();
+    // The server's settings follow the client's.
+    third.write_all(PREFACE).await.unwrap();
     let mut settings = [0; 100];
     assert!(timeout(SOON / 10, third.read(&mut settings)).await.is_err());
     clients[0].1.connection.abort();

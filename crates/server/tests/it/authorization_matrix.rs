@@ -190,7 +190,9 @@ async fn serve(pki: &Pki, client_auth: &str) -> Running {
     Running::with_config(&config(pki, client_auth), RouteTable::new(), Limits::default()).await
 }
 
-async fn columns(pki: &Pki) -> Vec<Column> {
+/// The servers of the last columns have the files of `replaced`, since each server reads its files again when they
+/// change.
+async fn columns(pki: &Pki, replaced: &Pki) -> Vec<Column> {
     let expired = pki.client(|params| {
         named(params, "Admin", "alice");
         params.not_after = date_time_ymd(2021, 2, 3);
@@ -238,12 +240,12 @@ async fn columns(pki: &Pki) -> Vec<Column> {
         });
     }
     // The last columns: the client had its rights until another authority was loaded.
-    let client = pki.client_config(Some(&admin));
+    let client = replaced.client_config(Some(&replaced.teleport("Admin", "alice")));
     let other = Pki::new();
-    let control = pki.client_config(Some(&other.teleport("Admin", "alice")));
+    let control = replaced.client_config(Some(&other.teleport("Admin", "alice")));
     let mut revoked = Vec::new();
     for name in ["revoked", "revoked, open"] {
-        let server = serve(pki, "required").await;
+        let server = serve(replaced, "required").await;
         let mut connections = BTreeMap::new();
         for path in methods() {
             let requests = open(&server, client.clone()).await.unwrap();
@@ -263,7 +265,7 @@ async fn columns(pki: &Pki) -> Vec<Column> {
             },
         });
     }
-    fs::write(pki.path("ca.crt"), other.authority.pem()).unwrap();
+    fs::write(replaced.path("ca.crt"), other.authority.pem()).unwrap();
     for column in &revoked {
         column.server.certificates.as_ref().unwrap().reload().unwrap();
     }
@@ -272,36 +274,38 @@ async fn columns(pki: &Pki) -> Vec<Column> {
 }
 
 async fn table() -> String {
-    let pki = Pki::new();
-    let columns = columns(&pki).await;
+    let [pki, replaced] = [(); 2].map(|()| Pki::new());
+    let columns = columns(&pki, &replaced).await;
     let names: Vec<_> = columns.iter().map(|column| column.name).collect();
     let mut table = format!(
         "| method | {} |\n|{}\n",
         names.join(" | "),
         " --- |".repeat(names.len() + 1)
     );
-    let mut rows = BTreeMap::new();
-    // `Drain` stops the server.
+    // `Drain` stops a column's server.
     let (last, first): (Vec<_>, Vec<_>) = methods().into_iter().partition(|path| path.ends_with("/Drain"));
-    for path in first.into_iter().chain(last) {
-        let mut row = format!("| `{}` |", path.trim_start_matches('/'));
-        for column in &columns {
-            row += match column.call(&path).await {
-                Ok(0) => " yes |",
+    let paths: Vec<_> = first.into_iter().chain(last).collect();
+    let mut rows: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    // The connections of the last column end some seconds after the reload, so this column is the first.
+    for column in columns.iter().rev() {
+        for path in &paths {
+            let cell = match column.call(path).await {
+                Ok(0) => "yes",
                 // FAILED_PRECONDITION: the log belongs to the test, not to the server.
-                Ok(9) if path.ends_with("/SetLogLevel") => " yes |",
-                Ok(7) => " **no** |",
+                Ok(9) if path.ends_with("/SetLogLevel") => "yes",
+                Ok(7) => "**no**",
                 Ok(code) => panic!("{path}, {}: status {code}", column.name),
                 Err(_) => {
                     column.assert_serves().await;
-                    " - |"
+                    "-"
                 }
             };
+            rows.entry(path.trim_start_matches('/')).or_default().push(cell);
         }
-        rows.insert(path, row);
     }
-    for row in rows.values() {
-        table += &format!("{row}\n");
+    for (path, cells) in &mut rows {
+        cells.reverse();
+        table += &format!("| `{path}` | {} |\n", cells.join(" | "));
     }
     table
 }

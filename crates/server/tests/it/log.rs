@@ -116,7 +116,7 @@ async fn refusals_of_each_reason_have_a_line_of_their_own() {
         "--max-routes",
         "1000",
         "--max-routes-per-proxy",
-        "1000",
+        "5000",
         "--max-proxies",
         "1",
         "--max-share-per-client",
