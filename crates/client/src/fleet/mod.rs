@@ -32,6 +32,7 @@ use self::model::{LIMITS, ModelTracker};
 use self::world::World as Sessions;
 use crate::backoff::Limits;
 use crate::clock;
+use crate::control::keep_alive::KeepAliveTimes;
 use crate::control::proto::agent_message::Message;
 use crate::control::proto::{AgentMessage, ProxyInfo};
 use crate::listener::{AgentListener, ListenerConfig, SimulatedAgent};
@@ -51,6 +52,11 @@ const LATENCY: Duration = Duration::from_millis(50);
 const STEP: Duration = Duration::from_millis(50);
 /// Both ends notice a half-open tunnel within this time.
 const SILENCE: Duration = Duration::from_secs(15);
+/// An agent notices a half-open tunnel before the proxy. So a node may have a second tunnel to the proxy meanwhile.
+const AGENT_KEEP_ALIVE: KeepAliveTimes = KeepAliveTimes {
+    interval: Duration::from_secs(5),
+    timeout: Duration::from_secs(5),
+};
 /// The end of a wait after a lost tunnel, the shortest backoff, and a dial of four messages.
 const REDIAL: Duration = Duration::from_millis(2_000 + 100 + 4 * 50);
 /// A change of a node is in a request that has its answer, and the next change follows.
@@ -184,6 +190,7 @@ impl Fleet {
         for node in fleet.nodes.clone() {
             let mut config = PoolConfig::new(node);
             config.connection_count = connection_count;
+            config.keep_alive = AGENT_KEEP_ALIVE;
             config.backoff = Limits {
                 base: Duration::from_millis(100),
                 max: Duration::from_secs(5),
