@@ -64,7 +64,7 @@ const RARELY: Rate = Rate::OneIn(8);
 
 /// All calls, with the lock that each takes.
 #[rustfmt::skip]
-fn calls<'t>() -> [Call<'t>; 44] {
+fn calls<'t>() -> [Call<'t>; 45] {
     let call = |name, registry, rate, make| Call { name, registry, rate, make };
     [
         call("add_node", Free, OFTEN, Caller::add_node),
