@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use crate::clock::after;
 
 /// The times of a [`KeepAlive`]. A connection that is half open is noticed within `interval + timeout` after its last
-/// byte.
+/// byte. If a tunnel has written many bytes, and `interval` is below 10 s, the connection is noticed within 10 s +
+/// `timeout`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeepAliveTimes {
     /// After how long a silence the other end is pinged.

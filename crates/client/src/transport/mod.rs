@@ -100,7 +100,8 @@ pub trait Tunnel: Send + Sync + 'static {
     async fn until_at_most(&self, streams: usize);
 
     /// Returns the last time at which the tunnel received bytes, or at which the other end took bytes that had to wait.
-    /// Before either happened, returns the time of the tunnel's creation.
+    /// Before either happened, returns the time of the tunnel's creation. A tunnel may return the current time while
+    /// written bytes may still be on their way, for up to 10 s after the other end's last sign of life.
     fn last_received(&self) -> Instant;
 
     /// Returns the certificates of the other side that a handshake has verified, its own first. Empty without TLS.

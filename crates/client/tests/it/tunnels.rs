@@ -311,6 +311,41 @@ impl Transport for SlowPath {
     }
 }
 
+/// The agent's echo of 320 KB takes 8 s: two reads for each frame of 8 KB. Each stream has less than half a window, so
+/// the proxy reports no progress. The agent's ping waits behind the echo for longer than the keep-alive waits.
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_still_delivers_a_burst_is_not_broken() {
+    let mut listener_config = ListenerConfig::new(info("a"));
+    // The agent hears only pongs.
+    listener_config.keep_alive.interval = Duration::from_secs(3600);
+    let mut proxy = Proxy::new(listener_config);
+    let transport = SlowPath {
+        listener: proxy.listener.clone(),
+        agent_is_slow: false,
+    };
+    let config = config(1);
+    let interval = config.keep_alive.interval;
+    let pool = serve_echo(AgentPool::start(config, transport));
+    pool.add_target(Target::new("main", ""));
+    assert_eq!(proxy.event().await, connected());
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        streams.push(proxy.listener.open_stream(&"node-1".parse().unwrap()).await.unwrap());
+    }
+    tokio::time::sleep(interval - Duration::from_secs(1)).await;
+    let begin = Instant::now();
+    for stream in &mut streams {
+        stream.write_all(&[0; 80_000]).await.unwrap();
+        stream.flush().await.unwrap();
+    }
+    for stream in &mut streams {
+        stream.read_exact(&mut [0; 80_000]).await.unwrap();
+    }
+    assert!(begin.elapsed() > Duration::from_secs(7), "{:?}", begin.elapsed());
+    let stats = pool.stats();
+    assert_eq!((stats.attempts, stats.lost), (1, 0), "{stats:?}");
+}
+
 /// In one direction, 1.5 MB wait in front of each ping and pong, for longer than the keep-alive waits.
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_that_is_busy_and_slow_is_not_broken() {
