@@ -175,8 +175,8 @@ pub enum BeginError {
     Stale(#[from] StaleIncarnation),
 }
 
-/// What an error says about a shard that is full, if the limit of routes is so near [`Builder::MAX_ROUTES`] that a shard
-/// may be full before the table is.
+/// The part of a message about a full shard, if the limit of routes is so near [`Builder::MAX_ROUTES`] that a shard may
+/// be full before the table is.
 fn or_of_nodes(limit: usize) -> &'static str {
     match limit > Builder::MAX_ROUTES / 2 {
         true => ", or a shard its maximum of nodes",

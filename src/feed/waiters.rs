@@ -4,10 +4,10 @@
 //! the stack needs no reclamation. Wakers are kept without a lock, so no writer waits for another thread.
 //!
 //! Each subscription has one waiter, which is in the stack at most once, however often its wait ends by a timeout. A
-//! waiter cannot leave the stack alone. If its subscription is dropped, the waiter becomes *abandoned*, and loses its
-//! waker. When most waiters may be abandoned, the thread that drops a subscription takes the whole stack and wakes all:
-//! the others wait again. So a stack without changes has at most [`MOST_ABANDONED`] waiters more than twice the number
-//! of subscriptions.
+//! waiter cannot leave the stack by itself. If its subscription is dropped, the waiter becomes *abandoned*, and loses
+//! its waker. When most waiters may be abandoned, the thread that drops a subscription takes the whole stack and wakes
+//! all waiters: the other subscriptions wait again. So a stack without changes has at most [`MOST_ABANDONED`] waiters
+//! more than twice the number of subscriptions.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -97,8 +97,8 @@ impl Waiters {
             // Relaxed: no thread subtracts for this waiter.
             self.abandoned.fetch_sub(1, Ordering::Relaxed);
         } else if abandoned >= MOST_ABANDONED + subscriptions {
-            // Ignore panics, which were reported when they began: a panic of another task's waker is no reason to end
-            // this task, or the process if the task is panicking already.
+            // Ignore panics, which were reported when they began. A panic of another task's waker must not end this
+            // task, and must not end the process if this task is panicking already.
             _ = catch_unwind(AssertUnwindSafe(|| self.wake_all()));
         }
     }

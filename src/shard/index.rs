@@ -73,7 +73,7 @@ pub(crate) struct Header {
     /// The records that the next index left out. The thread that replaced this index sets it; reclaiming this index
     /// hands it over.
     pub(super) left_out: Cell<Option<Box<FreedNumbers>>>,
-    /// Whether the next index has another slab: then this index's records are freed with it. Set like `left_out`.
+    /// The part of the slab that is freed with this index, if the next index has another slab. Set like `left_out`.
     pub(super) takes_slab: Cell<TakesSlab>,
     #[cfg(loom)]
     pub(super) fate: Fate,

@@ -173,7 +173,7 @@ impl UnclearedIndex {
         let index = unsafe { NewIndex::with_header(memory, slab, shape) }?;
         let segments = segments_at(shape.buckets);
         if cfg!(test) {
-            // Whoever uses a slot that is not cleared meets a record that does not exist.
+            // Code that uses a slot that is not cleared finds the number of a record that does not exist.
             // SAFETY: the layout has all bytes from the first slot to its end.
             unsafe {
                 index

@@ -156,7 +156,7 @@ impl<K: Key> Shard<K> {
     }
 }
 
-/// The seed, if it is that of the shape or of an earlier index of the shard; otherwise the shape's seed.
+/// The seed, if the shape or an earlier index of the shard has the seed; otherwise the seed of the shape.
 fn known(seed: u64, shape: Shape) -> u64 {
     let mut earlier = 0;
     while earlier != shape.seed && earlier != seed {

@@ -49,7 +49,7 @@ pub(super) struct Snapshot {
     pub(super) ended: Vec<EndedItem>,
     /// One part for each shard, by the shard's number.
     pub(super) parts: Vec<ShardNodes>,
-    /// Where the sections begin that have unexpired nodes.
+    /// The positions of the sections that have unexpired nodes.
     pub(super) sections: Vec<u64>,
     /// All nodes and routes, and those of the routes that `parts` leaves out.
     pub(super) nodes: u64,
@@ -583,7 +583,8 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, ManualClock};
 
-    /// Stands for the end of the stream, and says how many sections the reader remembers by then.
+    /// A stream may have any number of sections whose nodes have expired, so the reader must keep nothing of these
+    /// sections.
     #[test]
     fn sections_of_expired_nodes_are_not_remembered() {
         let clock = ManualClock::new();

@@ -90,7 +90,7 @@ impl RouteTable {
     }
 
     /// [`get_proxies`](Self::get_proxies) for a node whose record had a number in a shard. Nearly always the record is
-    /// still the node's: then this needs no hash and no bucket. Starts loading the record of the number `next`.
+    /// still the node's: then this call needs no hash and no bucket. Starts loading the record of the number `next`.
     pub(super) fn get_proxies_at(&self, shard: usize, node: &NodeId, number: u32, next: Option<u32>) -> Routes {
         let now = self.time.now();
         let guard = pin();

@@ -320,12 +320,13 @@ impl RouteTable {
         self.page(from, most, |node, routes| ControlFlow::Continue(keep(node, routes)))
     }
 
-    /// [`nodes_page`](Self::nodes_page) until `keep` returns [`Break`](ControlFlow::Break). `Continue` and `Break` hold
-    /// whether the page takes the node. After `Break`, the page ends. The next page starts with the next node.
+    /// As [`nodes_page`](Self::nodes_page), but the page also ends after `keep` returns [`Break`](ControlFlow::Break).
+    /// The value in `Continue` or `Break` says whether the page takes the node. The next page starts with the next
+    /// node.
     ///
     /// So a caller can bound how many nodes one call reads while few of them match. The call may have copied more nodes
     /// than `keep` has seen, and the next call copies them again: up to twice as many, or the rest of `most` nodes. So
-    /// a caller whose `keep` returns `Break` after some nodes passes at most that number as `most`.
+    /// if `keep` returns `Break` after some nodes, the caller should pass at most this number of nodes as `most`.
     ///
     /// ```
     /// # use std::ops::ControlFlow;

@@ -8,9 +8,9 @@ use crate::table::RouteTable;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct SweepReport {
-    /// Records visited, including free records and those of removed nodes, and proxies. A record with many routes counts
-    /// as several. Copying a part of an index, moving a shard, freeing a name and forgetting incarnations count as
-    /// visits, too.
+    /// Records visited, including free records and records of removed nodes, and proxies. A record with many routes
+    /// counts as several. Copying a part of an index, moving a shard, freeing a name and forgetting incarnations count
+    /// as visits, too.
     pub visited: usize,
     /// Routes removed because they were expired or their proxy was removed.
     pub removed: usize,

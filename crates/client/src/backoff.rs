@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::clock::bounded;
 
-/// The shortest bound of a wait, and the shortest interval. With waits of zero, answers or failures at once would be a
+/// The shortest bound of a wait, and the shortest interval. If a wait were zero, calls that end at once would make a
 /// busy loop.
 pub(crate) const SHORTEST: Duration = Duration::from_millis(1);
 

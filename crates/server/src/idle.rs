@@ -42,7 +42,8 @@ struct Eviction {
     includes_busy: bool,
 }
 
-/// A client's connections that may still be asked. The greatest client has the most, and of several, it came first.
+/// A client's connections that may still be asked. The greatest client has the most connections. Of clients with
+/// equally many connections, the client that came first is the greatest.
 #[derive(Debug)]
 struct Unasked {
     connections: usize,

@@ -160,8 +160,8 @@ pub const SHARED_PASSES: usize = 5_000;
 pub const MIN_TURN_INPUT: usize = 2 * 1024;
 
 /// The work to take a connection over, and again the work to begin HTTP/2 when the client's preface has arrived: 25
-/// microseconds each. Also the work to end a TLS handshake without a client's certificate; otherwise that is
-/// [`VERIFY_WORK`].
+/// microseconds each. Also the work to end a TLS handshake without a client's certificate. With a certificate, this
+/// work is [`VERIFY_WORK`].
 pub const CONNECTION_WORK: usize = 250;
 
 /// The work for a client's hello of a TLS handshake: half a millisecond. A signature with an RSA key takes as long. In
@@ -222,7 +222,7 @@ pub const CONNECTION_MEMORY: usize = 40 * 1024;
 pub const SMALL_HANDSHAKE: usize = 16 * 1024;
 
 /// Bytes that are charged for a TLS handshake of more than [`SMALL_HANDSHAKE`], until it ends. rustls joins messages of
-/// so many bytes before it knows the client. If the budget has no room, the handshake fails.
+/// up to this size before it knows the client. If the budget has no room, the handshake fails.
 pub const HANDSHAKE_MEMORY: usize = 64 * 1024;
 
 /// Calls that a connection may have at one time without a charge for their streams: [`CONNECTION_MEMORY`] includes
@@ -371,7 +371,7 @@ pub const FRAMES_PER_STREAM: usize = 8;
 pub const UNREAD_STEP: usize = 16 * 1024;
 
 /// Bytes that are charged for each byte of a header block that has begun and not ended, and of a request's trailers,
-/// which gRPC does not have. A field of one byte takes so much in h2's map.
+/// which gRPC does not have. A field of one byte takes this much memory in h2's map.
 pub const MEMORY_PER_FIELD_BYTE: usize = 72;
 
 /// The most bytes that are charged for a header block that has begun and not ended. h2 keeps the decoded fields, up to

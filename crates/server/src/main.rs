@@ -11,8 +11,8 @@ use nodetracker_server::Cli;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// The settings of the allocator, so that the memory of a flood returns: one arena for all threads, thread caches for
-/// blocks of up to 4 KiB, and a second until free pages go back to the kernel. The variable `_RJEM_MALLOC_CONF`
+/// The settings of the allocator, so that the memory of a flood returns: one arena for all threads, and thread caches
+/// for blocks of up to 4 KiB. Free pages go back to the kernel after a second. The variable `_RJEM_MALLOC_CONF`
 /// overrides a setting.
 #[expect(unsafe_code, reason = "jemalloc reads its settings from the symbol with this name")]
 #[unsafe(export_name = "_rjem_malloc_conf")]

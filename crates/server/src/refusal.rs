@@ -144,7 +144,8 @@ pub(crate) struct Refusals {
     missed: [AtomicU64; Reason::ALL.len()],
 }
 
-/// What the log has to report of one reason: by client, or under `None` of all clients that have no line of their own.
+/// The refusals of one reason that the log has to report: by client, or under `None` for all clients without lines of
+/// their own.
 #[derive(Debug, Default)]
 struct Report(HashMap<Option<ClientKey>, Pending>);
 
@@ -385,7 +386,7 @@ mod tests {
         assert_eq!(refusals.counts().map(|(_, count)| count).sum::<u64>(), 1);
     }
 
-    /// What a test logs.
+    /// The log of a test.
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
 

@@ -250,8 +250,8 @@ impl Turns {
         let _ = self.worker.enqueue(self.client, work).await;
     }
 
-    /// Counts work that was done without a turn, or beyond a turn. What the pass has no time for takes the next turns of
-    /// the client, also if the returned future is dropped. Waits for these turns.
+    /// Counts work that was done without a turn, or beyond a turn. Work for which the pass has no time takes the next
+    /// turns of the client, even if the returned future is dropped. Waits for these turns.
     pub(crate) async fn pay(&self, work: usize) {
         let mut rest = {
             let mut pass = self.worker.lock();

@@ -78,7 +78,7 @@ pub struct Error {
     pub line: Option<u64>,
     /// The key of the section, if its value is bad.
     pub key: Option<&'static str>,
-    /// What is wrong.
+    /// The mistake.
     pub reason: String,
 }
 

@@ -33,17 +33,17 @@ const PLACE_LIMIT: Duration = Duration::from_secs(5);
 /// The cache ends a watch that is silent for this time. Trackers send a message at least every 25 seconds.
 const SILENCE_LIMIT: Duration = Duration::from_secs(40);
 
-/// Tasks that follow the changes of trackers. Dropping it ends the tasks.
+/// Tasks that follow the changes of trackers. Dropping the follower ends the tasks.
 #[derive(Debug)]
 #[must_use = "the tasks end when the result is dropped"]
 pub struct Follower(#[expect(dead_code, reason = "dropping it ends the tasks")] JoinSet<Infallible>);
 
 impl RouteCache {
-    /// Follows the changes of all of some trackers, until the result is dropped. These should be the trackers that
-    /// look-ups ask. Each tracker sends each change of the fleet, some hundred bytes. A change from any tracker drops
-    /// the node's answer. The next answer may be of a tracker that lacks the change. The change of that tracker then
-    /// drops this answer, too. For answers of a tracker that the cache cannot follow at present, only the bounds of the
-    /// [`CacheConfig`](crate::cache::CacheConfig) apply.
+    /// Follows the changes of each of these trackers, until the result is dropped. The trackers should be the trackers
+    /// that look-ups ask. Each tracker sends each change of the fleet, some hundred bytes. A change from any tracker
+    /// drops the node's answer. The next answer may come from a tracker that lacks the change. When that tracker sends
+    /// the change, the cache drops this answer, too. While the cache cannot follow a tracker, only the bounds of the
+    /// [`CacheConfig`](crate::cache::CacheConfig) apply to the tracker's answers.
     ///
     /// # Errors
     ///

@@ -8,9 +8,9 @@
 //! The size is bounded by the crate moka, which keeps the nodes that are asked for often. Ages are decided here,
 //! on tokio's clock, because an expired answer is still of use if no tracker answers.
 //!
-//! [`RouteCache::follow`] watches a tracker, and drops a node's answer when the tracker sends a change of the node.
-//! Without `follow`, a fresh answer is at most [`ttl`](CacheConfig::ttl) old. With `follow`, a fresh answer is some
-//! milliseconds old while the watch lasts of the tracker that gave it.
+//! [`RouteCache::follow`] watches trackers, and drops a node's answer when any of the trackers sends a change of the
+//! node. Without `follow`, a fresh answer is at most [`ttl`](CacheConfig::ttl) old. With `follow`, a fresh answer is
+//! some milliseconds old while the watch of the answer's tracker lasts.
 //!
 //! On Linux, ages leave out the time for which the machine was suspended. So after the machine wakes up, an answer from
 //! before may count as fresh for the rest of its time.
@@ -79,8 +79,8 @@ pub struct CacheConfig {
     /// `ttl`, no stale answer is returned. Answers without routes are never returned after `negative_ttl`.
     pub max_stale: Duration,
     /// How long a route is left out after [`RouteCache::report_unreachable`], unless its proxy refreshes it. With
-    /// several trackers, the refresh may be known to another tracker only, or may be of another clock. So a route may
-    /// return before its proxy refreshes it, or only after this time.
+    /// several trackers, the refresh may have reached only another tracker, or may have the time of another clock. So a
+    /// route may return before its proxy refreshes it, or only after this time.
     pub complaint_ttl: Duration,
 }
 
@@ -205,7 +205,7 @@ impl fmt::Debug for RouteCache {
 /// What the cache has for a look-up.
 enum Found {
     Fresh(Arc<[Route]>),
-    /// No tracker has answered a moment ago.
+    /// No tracker answered a moment ago.
     Stale(Answer),
     InFlight(SharedFetch),
 }
@@ -303,8 +303,9 @@ impl RouteCache {
         }
     }
 
-    /// Makes a write. Drops the answers that it changes when it ends, and when the returned future is dropped. A write
-    /// is a task of its own: so it ends, and a look-up that found the tracker before the write leaves no answer.
+    /// Makes a write, in a task of its own: if the returned future is dropped, the write still ends. Drops the answers
+    /// that the write changes when the future is dropped, and when the write ends. So an answer that a look-up got
+    /// before the write is not kept.
     async fn write(
         &self,
         changed: Changed,
@@ -370,8 +371,8 @@ impl Drop for Invalidation {
 }
 
 impl Inner {
-    /// Returns a fresh answer, a stale answer during an outage, or a result that comes. If there is no call for the
-    /// node yet, also returns the flight that [`fetch`](Self::fetch) has to make.
+    /// Returns a fresh answer, a stale answer during an outage, or the result of a call in flight. If there is no call
+    /// for the node yet, also returns the flight that [`fetch`](Self::fetch) has to make.
     fn find(&self, node: &NodeId) -> (Found, Option<Flight>) {
         if let Some(kept) = self.kept.get(node)
             && kept.is_fresh(&self.config, Instant::now())

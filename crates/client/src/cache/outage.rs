@@ -7,11 +7,11 @@ use tokio::time::Instant;
 
 use crate::tracker::TrackerError;
 
-/// How long after a call without an answer no look-up waits, if it has an older answer.
+/// For this time after a call without an answer, look-ups with an older answer do not wait.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long after a call without an answer other look-ups do not wait, while one look-up tries the trackers again. A
-/// call may take some seconds. If nobody has asked for longer, the trackers may be back.
+/// For this time after a call without an answer, look-ups with an older answer do not wait while another look-up tries
+/// the trackers again. A call may take some seconds. If nobody has asked for longer, the trackers may be back.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
 
 /// The latest call without an answer, until a call has an answer.

@@ -43,9 +43,9 @@ struct Slow {
     delays: Mutex<Option<Rng>>,
     is_down: AtomicBool,
     complaints: Mutex<Vec<(NodeId, String)>>,
-    /// Whether a write has an answer.
+    /// Whether writes get no answer.
     hangs: AtomicBool,
-    /// Before a write changes the routes.
+    /// The wait before a write changes the routes.
     write_delay: Mutex<Duration>,
 }
 
@@ -71,7 +71,7 @@ impl Slow {
         self.is_down.store(is_down, Ordering::Relaxed);
     }
 
-    /// Makes the routes of a node those through `b`, as each write of a test does.
+    /// Replaces the routes of `node-1` with a route through `b`, as each write of a test does.
     async fn write(&self) -> Result<(), TrackerError> {
         let delay = *self.write_delay.lock().expect("no test has panicked");
         if !delay.is_zero() {

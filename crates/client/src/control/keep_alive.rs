@@ -66,8 +66,8 @@ impl KeepAlive {
         }
     }
 
-    /// Pings earlier than its times say: after a silence of `interval`, if this is shorter. Replaces the interval of an
-    /// earlier call; `None` ends it.
+    /// Pings after a silence of `interval`, if this is shorter than the configured interval. Replaces the interval of
+    /// an earlier call. With `None`, the configured interval counts again.
     pub fn ping_within(&mut self, interval: Option<Duration>) {
         self.max_interval = interval.unwrap_or(Duration::MAX);
     }

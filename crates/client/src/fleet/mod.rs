@@ -1,6 +1,6 @@
 //! A whole fleet in a simulated network: pools of agents, the listeners and sessions of proxies, and model trackers.
 //!
-//! The machines and their glue are those of programs: what a listener knows of its nodes, how the listener reports the
+//! The machines and their glue are the code of programs: how a listener knows its nodes, how the listener reports the
 //! nodes to a session, and how a session wakes its tasks. Only the tasks themselves are simulated. The checks compare
 //! the trackers' routes with the tunnels that work:
 //!
@@ -59,17 +59,17 @@ const AGENT_KEEP_ALIVE: KeepAliveTimes = KeepAliveTimes {
 };
 /// The end of a wait after a lost tunnel, the shortest backoff, and a dial of four messages.
 const REDIAL: Duration = Duration::from_millis(2_000 + 100 + 4 * 50);
-/// A change of a node is in a request that has its answer, and the next change follows.
+/// A tracker has a change of a node within this time: an earlier request gets its answer, then the change goes out.
 const PROMPT: Duration = Duration::from_millis(2 * 10 + 4 * 50);
 /// A session is open and has announced its nodes: the longest first wait, and four round trips.
 const OPEN: Duration = Duration::from_millis(100 + 10 + 8 * 50);
-/// A half-open stream is noticed with the next heartbeat, 20 s after which the session begins again.
+/// The next heartbeat, within 30 s, gets no answer on a half-open stream. The session begins again 20 s later.
 const SESSION: Duration = Duration::from_secs(30 + 20 + 5);
 /// The window of a drain, and how long later the last agents have to leave.
 const WINDOW: Duration = Duration::from_secs(60);
 const LAST_AGENTS: Duration = Duration::from_secs(5);
 
-/// A connection of an agent. Each end exists until it has learnt of the other end's end.
+/// A connection of an agent. Each end exists until it learns that the other end has ended.
 struct Connection {
     agent: usize,
     tunnel: TunnelId,
@@ -114,7 +114,7 @@ struct Process {
     machines: Vec<usize>,
 }
 
-/// When a proxy has last had a node, in its own view and in truth.
+/// When a proxy last had a node, as the proxy knows and in truth.
 #[derive(Clone, Copy)]
 struct Hold {
     held: Option<Instant>,
@@ -236,7 +236,7 @@ impl Fleet {
         self.gossip();
     }
 
-    /// All proxies learn which proxies serve agents.
+    /// Lets all proxies learn which proxies serve agents.
     fn gossip(&mut self) {
         let processes = || self.proxies.iter().filter_map(|proxy| proxy.process.as_ref());
         let serving = processes().filter(|process| !process.listener.is_draining());
@@ -247,7 +247,7 @@ impl Fleet {
         self.follow();
     }
 
-    /// The tasks of agents notice that the status of their listener has changed.
+    /// Lets the tasks of agents notice that the status of their listener has changed.
     fn follow(&mut self) {
         for connection in Vec::from_iter(self.connections.keys().copied()) {
             if let Some(end) = self.proxy_end(connection) {
@@ -266,7 +266,7 @@ impl Fleet {
         self.events.insert((at, self.last_event), event);
     }
 
-    /// Runs for a time, and checks the fleet now and then.
+    /// Runs for a time, and checks the fleet after each [`STEP`].
     fn run(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
@@ -307,7 +307,7 @@ impl Fleet {
         }
     }
 
-    /// Sets all clocks to a time, and lets the sessions do what comes before.
+    /// Sets all clocks to a time, and runs the sessions up to this time.
     fn advance(&mut self, to: Instant) {
         let time = to.duration_since(self.now);
         if !time.is_zero() {
@@ -370,7 +370,7 @@ impl Fleet {
         }
     }
 
-    /// Does what an agent asks for.
+    /// Performs the actions of an agent.
     fn settle_agent(&mut self, agent: usize) {
         while let Some(action) = self.agents[agent].poll_action(self.now) {
             match action {
@@ -402,7 +402,7 @@ impl Fleet {
         assert!(next.is_none_or(|at| at > self.now), "a loop, seed {}", self.seed);
     }
 
-    /// The connection of an agent's tunnel, unless this end has ended.
+    /// The connection of an agent's tunnel, unless the agent's end has ended.
     fn connection(&self, agent: usize, tunnel: TunnelId) -> Option<usize> {
         let is_it = |it: &Connection| (it.agent, it.tunnel) == (agent, tunnel) && it.agent_end != AgentEnd::Gone;
         let mut connections = self.connections.iter();
@@ -447,7 +447,7 @@ impl Fleet {
         self.push(at, Event::ToAgent(number, input));
     }
 
-    /// Lets the proxy's end of a connection do what it has to do now.
+    /// Does what is due at the proxy's end of a connection.
     fn settle_proxy_end(&mut self, number: usize) {
         let Some(Connection {
             proxy,
@@ -484,7 +484,7 @@ impl Fleet {
         }
     }
 
-    /// Lets the session of a proxy do what it was woken for.
+    /// Drives the machines of a proxy's session that were woken.
     fn wake(&mut self, proxy: usize) {
         let Some(process) = &self.proxies[proxy].process else {
             return;
@@ -509,7 +509,7 @@ impl Fleet {
         self.proxies[proxy].process.as_ref().expect("the proxy runs")
     }
 
-    /// The process of a proxy is gone, with its tunnels. Its trackers may not notice.
+    /// Ends the process of a proxy, with its tunnels. Its trackers may not notice.
     fn kill(&mut self, proxy: usize) {
         let is_half_open = self.random.bool();
         let process = self.proxies[proxy].process.take().expect("the proxy runs");
@@ -538,7 +538,7 @@ impl Fleet {
         connections.map(|(number, _)| *number).collect()
     }
 
-    /// A connection of an agent is half open.
+    /// Makes a connection of an agent half open.
     fn silence(&mut self) {
         let claimed = self.connections_of(|it| it.agent_end == AgentEnd::Claimed);
         if let Some(number) = self.random.choice(claimed)
@@ -561,7 +561,7 @@ impl Fleet {
         self.disturbed = Some(self.now);
     }
 
-    /// A proxy stops as `ProxyService::stop` does. The load balancer notices after some seconds.
+    /// Stops a proxy as `ProxyService::stop` does. The load balancer notices after some seconds.
     fn drain(&mut self, proxy: usize) {
         self.process(proxy).listener.drain(WINDOW);
         self.gossip();
@@ -586,7 +586,7 @@ impl Fleet {
         self.kill(proxy);
     }
 
-    /// One of several faults.
+    /// Causes one of several faults.
     fn fault(&mut self) {
         let proxy = self.random.usize(..PROXIES);
         match (self.random.u32(0..10), self.proxies[proxy].process.is_some()) {
@@ -753,8 +753,8 @@ fn id(proxy: usize) -> String {
     format!("proxy-{proxy}")
 }
 
-/// One fault in a fleet whose agents have a tunnel each. During the recovery, no node is unreachable for longer than
-/// `reachable_within`.
+/// Causes one fault in a fleet whose agents have a tunnel each. During the recovery, no node is unreachable for longer
+/// than `reachable_within`.
 fn one_fault(seed: u64, reachable_within: Duration, fault: impl FnOnce(&mut Fleet)) -> Recovery {
     let mut fleet = Fleet::new(seed, 1);
     fleet.run(Duration::from_secs(10) + Duration::from_millis(seed * 997 % 30_000));
@@ -764,7 +764,7 @@ fn one_fault(seed: u64, reachable_within: Duration, fault: impl FnOnce(&mut Flee
     fleet.recovery(begun, reachable_within)
 }
 
-/// Faults for five minutes, then none.
+/// Causes faults for five minutes, then none.
 fn faults_for_five_minutes(seed: u64) -> Recovery {
     let mut fleet = Fleet::new(seed, 1 + (seed % 2) as usize);
     while fleet.now.duration_since(fleet.base) < Duration::from_secs(300) {

@@ -112,7 +112,7 @@ impl AgentLink {
     }
 
     /// Pings the agent after a silence of `interval`, if this is shorter than the interval of the [`LinkTimes`].
-    /// Replaces the interval of an earlier call; `None` ends it.
+    /// Replaces the interval of an earlier call. With `None`, the interval of the [`LinkTimes`] counts again.
     pub fn ping_within(&mut self, interval: Option<Duration>) {
         self.keep_alive.ping_within(interval);
     }

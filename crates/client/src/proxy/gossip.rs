@@ -35,8 +35,8 @@ const MAX_PINGS: usize = 64;
 /// How many presences of pings may wait. Further presences are dropped; their proxies ping again.
 const MAX_WAITING: usize = 64;
 
-/// Proxies that begin to answer are named to agents at most after this part of the interval, and at most after a
-/// second. So many answers at the same time make one list. A proxy that drains is taken out at once.
+/// The listener names a proxy that begins to answer after this part of the interval, and after a second at the latest.
+/// So many answers at the same time make one list. If a proxy drains, the listener stops naming the proxy at once.
 const NAME_PART: u32 = 20;
 const MAX_NAME_DELAY: Duration = Duration::from_secs(1);
 

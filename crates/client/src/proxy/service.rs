@@ -87,8 +87,8 @@ pub struct ProxyServiceConfig {
     /// that the acceptor or the transport admits may be any proxy.
     pub verify_peers: Option<Arc<Verify>>,
     /// The longest time until the proxy asks again which other proxies there are, from 100 ms to an hour. Agents learn
-    /// of a new proxy within this time and a second. A proxy that is silent for three intervals is not named to agents
-    /// any more; a proxy that drains, at once.
+    /// of a new proxy within this time and a second. Agents no longer learn of a proxy that has been silent for three
+    /// intervals, or that drains.
     pub discovery_interval: Duration,
 }
 

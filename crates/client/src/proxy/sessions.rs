@@ -57,8 +57,8 @@ impl Sessions {
                 Ok(session) => {
                     warn!("{superseded}: the clock was set back, so incarnation {incarnation} begins");
                     self.current.store(Arc::new(session));
-                    // Agents and peers keep the first incarnation. A greater one would mean that this process has
-                    // ended: agents would cut their tunnels.
+                    // Agents and peers keep the first incarnation. A greater incarnation would mean that this process
+                    // has ended: agents would cut their tunnels.
                     agents.report_again();
                     superseded = self.until_superseded(&agents).await;
                 }

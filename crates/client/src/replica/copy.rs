@@ -281,7 +281,8 @@ impl Writer {
         }
         // The latest addition comes first in the table. A route that is added again counts as reported again, which
         // ends complaints. So the routes that keep their places at the end are not added again. But if the routes are
-        // the former routes, the tracker has lost and got one of them, and any may be that one.
+        // the former routes, the tracker has lost one of these routes and got it again. The replica cannot know which
+        // route, so all routes are added again.
         let mut kept = former
             .iter()
             .map(|route| route.proxy)

@@ -294,7 +294,7 @@ impl Machine {
                 {
                     self.writer = self.new_writer();
                     self.closes = true;
-                    // The same tracker may send the same message again. Another tracker may not.
+                    // The same tracker might send the same message again. Another tracker might not.
                     self.unplace();
                     self.end(error.to_string());
                 }

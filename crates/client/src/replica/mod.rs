@@ -13,8 +13,8 @@
 //! the end of a route when it sweeps the route, at most a third of a keep-alive interval after the expiry.
 //!
 //! A tracker does not send refreshes. So [`Route::last_refresh`] of an answer is the time when the replica last got the
-//! route, or its present place among the node's routes, on the replica's clock. The order of the routes is that of the
-//! tracker at that time.
+//! route, or its present place among the node's routes, on the replica's clock. The routes have the order that they had
+//! on the tracker at that time.
 //!
 //! As a [`NodeTracker`], a replica bounds the age of its answers: see [`ReplicaConfig::max_staleness`].
 //!

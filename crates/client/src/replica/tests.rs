@@ -330,7 +330,7 @@ async fn another_route_does_not_bring_a_reported_route_back() {
         (1, &["b", "a"][..], &["b"][..]),
         (2, &["c", "b", "a"][..], &["c", "b"][..]),
         (3, &["b", "a"][..], &["b"][..]),
-        // It comes again.
+        // The reported route is lost and comes again.
         (4, &["b"][..], &["b"][..]),
         (5, &["a", "b"][..], &["a", "b"][..]),
     ] {
@@ -341,7 +341,7 @@ async fn another_route_does_not_bring_a_reported_route_back() {
         );
         assert_eq!(ids(&look_up()), expected, "{present:?}");
     }
-    // It is lost and comes again, in one change.
+    // The reported route is lost and comes again, in one change.
     tokio::time::advance(HOUR).await;
     complain(&replica, "a").await;
     assert_eq!(ids(&look_up()), ["b"]);

@@ -227,7 +227,7 @@ impl ProxySession {
 }
 
 impl ShellHandle {
-    /// Creates a handle, and what its task needs to publish the state.
+    /// Creates a handle, and the sender with which its task publishes the state.
     fn new(nodes: &Arc<NodeSet>, tracker: &TrackerAddr) -> (Self, watch::Sender<SessionStats>) {
         let shared = Arc::new(Shared {
             nodes: Arc::clone(nodes),

@@ -23,8 +23,8 @@ const MIN_RATE: u64 = 32_000;
 /// Bytes that the slowest path delivers within this time, in microseconds, earn no time.
 const SHORT_MICROS: u64 = 1_000_000;
 
-/// The longest time after the last sign of life for which written bytes count as on their way. It is the default
-/// interval of a keep-alive: so a lost connection is noticed as early as a silent connection at the latest.
+/// The longest time after the last sign of life for which written bytes count as on their way. The time is the default
+/// interval of a keep-alive. So with the default times, a lost connection is noticed no later than a silent connection.
 const MAX_GRACE: Duration = Duration::from_secs(10);
 
 /// When bytes came or were taken last, to the millisecond.

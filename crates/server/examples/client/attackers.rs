@@ -1,6 +1,6 @@
 //! The attacks. Each attack runs in its own process until the process is killed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::time::Duration;
@@ -231,6 +231,8 @@ async fn flap(addr: &str) -> Result<(), Failure> {
     let mut all = session(addr, 5_000).await?;
     let added: Vec<_> = (first..first + ADDED).map(node).collect();
     all.announce(&added).await?;
+    // Other nodes stay as they are: a further route of a node with 64 routes displaces a route.
+    let added: HashSet<_> = added.into_iter().collect();
     let mut shards: HashMap<u32, Vec<Uuid>> = HashMap::new();
     let mut client = connect(addr).await?;
     let mut messages = Messages::begin(&mut client, WATCH, &v1::WatchRequest::default()).await?;
@@ -242,7 +244,8 @@ async fn flap(addr: &str) -> Result<(), Failure> {
                     v1::node_id::Id::Uuid(bytes) => Uuid::from_slice(bytes).ok(),
                     v1::node_id::Id::Name(_) => None,
                 });
-                shards.entry(snapshot.part).or_default().extend(uuids);
+                let flapping = uuids.filter(|uuid| added.contains(uuid));
+                shards.entry(snapshot.part).or_default().extend(flapping);
             }
             Some(WatchMessage::SnapshotEnd(_)) => break,
             _ => {}

@@ -233,8 +233,8 @@ impl Transport {
         Ok(Self { sender, peer })
     }
 
-    /// Reports whether the tracker of this connection has closed its port, or is gone. Looks up no name: the name may
-    /// be that of another tracker by now, or of none.
+    /// Reports whether the tracker of this connection has closed its port, or is gone. Looks up no name: by now, the
+    /// name may belong to another tracker, or to no tracker.
     pub(crate) async fn has_closed_port(&self, limit: Duration) -> bool {
         let connected = timeout(limit, TcpStream::connect(self.peer)).await;
         let failure = match connected {

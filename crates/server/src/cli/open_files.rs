@@ -7,11 +7,11 @@ use tracing::warn;
 
 use crate::limits::{MAX_DIAG_CONNECTIONS, MAX_WAITING};
 
-/// Files that the server opens besides connections: connections that wait, those of the diagnostics port, sockets,
-/// snapshots, certificates, and the log.
+/// Files that the server opens besides connections: connections that wait, connections of the diagnostics port,
+/// sockets, snapshots, certificates, and the log.
 const OTHER_FILES: u64 = (MAX_WAITING + MAX_DIAG_CONNECTIONS) as u64 + 64;
 
-/// The most files of a worker: its event queue, and what wakes the worker.
+/// The most files of a worker: its event queue, and the files that wake the worker.
 const FILES_OF_WORKER: u64 = 4;
 
 /// Raises the soft limit to the hard limit. Returns how many of `connections` may be open at one time, and logs if

@@ -336,7 +336,7 @@ impl Config {
         if let Some(((calls, port), (pages, same))) = calls.zip(pages)
             && port == same
             && port != 0
-            // Without a host, it is every address.
+            // An address without a host is every address of the machine.
             && (calls == pages || calls.is_empty() || pages.is_empty())
         {
             let listen = &self.listen_addr.value;

@@ -35,7 +35,7 @@ pub(crate) struct Unread {
     arrived: AtomicUsize,
     /// The cost of all frames that were taken. Wraps around.
     taken: AtomicUsize,
-    /// What had arrived when [`forget_dropped`](Self::forget_dropped) last found no bytes in h2.
+    /// The value of `arrived` when [`forget_dropped`](Self::forget_dropped) last found no bytes in h2.
     seen: AtomicUsize,
     /// The number of calls that read a request.
     readers: AtomicUsize,
@@ -95,9 +95,10 @@ impl Unread {
         self.readers.load(Ordering::Relaxed) > 0
     }
 
-    /// If h2 has no bytes for the calls that read a request, h2 has dropped what was not taken. Then this counts the
-    /// frames as taken, except the frames since the last such call. Looks only if so much is unread that it is charged.
-    /// The caller has no request that waits for its call.
+    /// If h2 has no bytes for the calls that read a request, h2 has dropped the frames that no call has taken. Then
+    /// this call counts the frames as taken, except the frames that arrived since the last call that found no bytes.
+    /// Does nothing if too little is unread to be charged. No request of the connection may wait for the start of its
+    /// call.
     pub(crate) fn forget_dropped(&self) {
         // h2 counts a byte as used until its call has taken the frame.
         if self.cost() <= UNREAD_STEP || self.windows().iter().any(|(_, window)| window.used_capacity() > 0) {

@@ -5,8 +5,8 @@
 //! ahead, and waits for a [turn](crate::turns) before it hands a complete message to rustls. In TLS 1.3, a client may
 //! send a second hello, so each hello has the price of a signature.
 //!
-//! rustls joins messages of up to 64 KiB, before it knows the client. If a client sends a large message, that memory is
-//! charged until the handshake ends.
+//! rustls joins messages of up to 64 KiB, before it knows the client. If a client sends a large message, the budget is
+//! charged for that memory until the handshake ends.
 
 use std::fmt;
 use std::io;
@@ -27,7 +27,7 @@ pub(super) struct HandshakeInput {
     turns: Turns,
     /// Whether the server asks for a client's certificate.
     verifies: bool,
-    /// The charge for a large message, which is of nothing at first.
+    /// The charge for a large message. It is zero at first.
     charge: Charge,
     /// All bytes so far.
     arrived: usize,
@@ -49,8 +49,8 @@ impl fmt::Debug for HandshakeInput {
 }
 
 impl HandshakeInput {
-    /// Returns the input of a new handshake. `charge` is a charge of nothing. `verifies` if the server asks for a
-    /// client's certificate.
+    /// Returns the input of a new handshake. `charge` is a charge of nothing. `verifies` reports whether the server
+    /// asks for a client's certificate.
     pub(super) fn new(turns: Turns, charge: Charge, verifies: bool) -> Self {
         Self {
             turns,

@@ -11,14 +11,15 @@ use crate::limits::{BARE_RECORDS, BARE_RECORDS_PER_SECOND};
 /// Bytes of a record's head: a type, a version, and a length.
 const HEAD: usize = 5;
 
-/// The type of a record of a handshake that is not encrypted. In TLS 1.2, also of an encrypted one.
+/// The type of a record of a handshake that is not encrypted. In TLS 1.2, encrypted records of a handshake have this
+/// type, too.
 const HANDSHAKE: u8 = 22;
 
 /// Counts of records.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Records {
     pub(super) all: u64,
-    /// Those of a handshake that are not encrypted.
+    /// Records of a handshake that are not encrypted.
     pub(super) plain: u64,
 }
 
@@ -32,7 +33,7 @@ pub(super) struct RecordScanner {
     head_len: usize,
     /// The records that have arrived in full.
     arrived: u64,
-    /// Those of a handshake that are not encrypted.
+    /// The records of a handshake that are not encrypted.
     plain: u64,
     /// The records without bytes for HTTP/2 that the guard has counted.
     bare: u64,
@@ -106,7 +107,7 @@ mod tests {
     #[tokio::test]
     async fn records_are_found_however_the_bytes_are_cut() {
         let lens: [u16; 6] = [0, 1, 23, 16_384, 0, 5];
-        // The first and the last record are those of a handshake.
+        // The first record and the last record are records of a handshake.
         let kind = |len: u16| if len == 0 || len == 5 { 22 } else { 23 };
         let record = |len: u16| [&[kind(len), 3, 3], &len.to_be_bytes()[..], &vec![9; usize::from(len)]].concat();
         let records: Vec<_> = lens.into_iter().flat_map(record).collect();

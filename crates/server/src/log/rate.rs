@@ -1,7 +1,7 @@
 //! A limit on the lines from each place in the code.
 //!
-//! A place may log [`LIMIT`] lines at once. After that, it may log a line in each [`PERIOD`], so a flood that does not
-//! end fills no disk: at most 86,400 lines a day from one place. A place that is quiet may log at once again.
+//! A place may log [`LIMIT`] lines at once. After that, it may log a line in each [`PERIOD`]. So a flood that does not
+//! end writes at most 86,400 lines a day from one place. A place that was quiet may log at once again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +22,7 @@ const LIMIT: u32 = 20;
 pub(super) const PERIOD: Duration = Duration::from_secs(1);
 
 /// Leaves out events of a place in the code that has logged too often. Refusals have a limit of their own at the level
-/// info, which lets more clients be named.
+/// info, so that the log can name more clients.
 #[derive(Debug)]
 pub(super) struct RateLimit {
     call_sites: Mutex<HashMap<Identifier, CallSite>>,

@@ -176,7 +176,7 @@ impl Admin {
         context: &mut CallContext,
     ) -> Result<v1::StatsResponse, Status> {
         context.turns.take(STATS_WORK).await;
-        // Each reads a part of all shards, so each is called once.
+        // Each call reads a part of all shards, so each call is made once.
         let (stats, memory_use) = (self.table.stats(), self.table.memory_use());
         let Statistics {
             watches,

@@ -106,8 +106,9 @@ impl<'s> Slots<'s> {
     }
 
     /// Asks idle connections to make room, unless they were asked before within [`ASK_INTERVAL`]. The acceptor does not
-    /// know how many new connections wait in the kernel. So it first asks one, then twice as many each time, up to an
-    /// eighth of all, as long as new connections come one after the other.
+    /// know how many new connections wait in the kernel. So it first asks one connection, and then twice as many each
+    /// time, up to an eighth of all connections. It begins with one again if no new connection came for
+    /// [`MAKE_ROOM_INTERVAL`].
     fn make_room(&mut self, quotas: &Quotas) -> bool {
         let last = self.asked.filter(|(_, when)| when.elapsed() < MAKE_ROOM_INTERVAL);
         let part = last.map_or(1, |(part, _)| 2 * part).min(self.part());
@@ -123,9 +124,9 @@ impl<'s> Slots<'s> {
         self.limit.div_ceil(8)
     }
 
-    /// Waits for a free slot for a client. Idle connections make room meanwhile. If that does not help, connections of
-    /// the client with the most connections make room, because a client may keep a call in flight on each of its
-    /// connections.
+    /// Waits for a free slot for a client. Idle connections make room meanwhile. If too few connections are idle,
+    /// connections of the client with the most connections make room: a client may keep a call in flight on each
+    /// connection.
     async fn take(&mut self, peer: SocketAddr, quotas: &Quotas, refusals: &Refusals) -> OwnedSemaphorePermit {
         let mut slot = pin!(Arc::clone(self.free).acquire_owned());
         if let Some(slot) = poll_immediate(slot.as_mut()).await {

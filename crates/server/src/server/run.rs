@@ -52,7 +52,7 @@ pub enum StartError {
     #[error(transparent)]
     Config(ConfigError),
     /// The machine cannot grant now what the configuration asks for. A port is taken, a name does not resolve, a file
-    /// cannot be read, a key is not that of its certificate, or another process uses the folder for snapshots.
+    /// cannot be read, a key does not match its certificate, or another process uses the folder for snapshots.
     #[error(transparent)]
     Unavailable(ConfigError),
     /// The system started no thread.
@@ -170,7 +170,7 @@ impl Server {
         limits: Limits,
         listeners: Option<Listeners>,
     ) -> Result<Self, StartError> {
-        // The port of a socket that the caller has opened is not that of the configuration.
+        // If the caller has opened the sockets, their ports are not those of the configuration.
         if listeners.is_none() {
             config.check_ports()?;
         }

@@ -231,7 +231,7 @@ impl Writing {
     /// As [`write`](Self::write). A panic, which is logged, counts as a snapshot that cannot be written: otherwise the
     /// thread would end, and no metric would show it.
     fn write_caught(&mut self, pace: impl FnMut() -> io::Result<()>) {
-        // The next snapshot begins anew, and the counters have no critical sections.
+        // The next snapshot begins from the start, and the counters have no critical sections.
         if catch_unwind(AssertUnwindSafe(|| self.write(pace))).is_err() {
             failed(&self.folder, &self.status, &io::Error::other("the thread has panicked"));
         }

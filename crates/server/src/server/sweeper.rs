@@ -185,7 +185,7 @@ mod tests {
         resyncs
     }
 
-    /// What the thread of a test logs.
+    /// The log of a test's thread.
     struct Log {
         file: File,
         /// The bytes that were read.

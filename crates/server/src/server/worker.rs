@@ -165,7 +165,7 @@ impl Workers {
         }
     }
 
-    /// Returns workers of which one is stuck, and a part that ends that worker when it is dropped.
+    /// Returns workers of which one is stuck, and a guard. When the guard is dropped, the stuck worker ends.
     #[cfg(test)]
     pub(crate) fn with_stuck_worker() -> (Self, impl Sized) {
         let (queue, orders) = mpsc::unbounded_channel();

@@ -114,7 +114,7 @@ fn client(
     config
 }
 
-/// The operator has to see it: after a renewal with a pair of another authority, every proxy breaks off.
+/// The operator has to see the failures: after a renewal with a pair of another authority, every proxy breaks off.
 #[tokio::test]
 async fn a_client_that_distrusts_the_server_is_in_the_log() {
     let pki = Pki::new();
@@ -459,7 +459,7 @@ fn unusable_key_pairs_are_refused() {
     let (empty, broken, missing) = (pki.path("empty.pem"), pki.path("broken.pem"), pki.path("missing.pem"));
     let key = format!("{file}:4: node_tracker_service.https_keypairs.key_file");
     let cert = format!("{file}:5: node_tracker_service.https_keypairs.cert_file");
-    // A file that is missing, or is not the key of its certificate, may be good a second later: see `validate`.
+    // A file that is missing or does not match its certificate may be good a second later: see `validate`.
     for (pair, code, start) in [
         (
             ("b.key", "a.crt"),

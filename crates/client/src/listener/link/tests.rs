@@ -188,7 +188,7 @@ fn pings_can_come_earlier() {
     agent.link.ping_within(Some(TIMES.keep_alive.interval / 10));
     agent.advance(TIMES.keep_alive.interval / 10);
     assert_eq!(agent.hears(), [ToAgent::Ping(proto::Ping {})]);
-    // And later again.
+    // Pings can come later again.
     agent.link.ping_within(Some(TIMES.keep_alive.interval * 6));
     agent.says(FromAgent::Pong(proto::Pong {}));
     let next = agent.link.next_timeout();

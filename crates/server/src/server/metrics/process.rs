@@ -45,8 +45,7 @@ impl ProcessReader {
 }
 
 /// Returns the start of the process. The clocks are read one after the other, and the wall clock is adjusted now and
-/// then. So the start that was reported before stays, unless somebody has set the clock: a start that changes looks
-/// like a restart.
+/// then. So the reported start stays, unless somebody has set the clock: a start that changes looks like a restart.
 fn steady(start: f64, before: f64) -> f64 {
     match (start - before).abs() < CLOCK_SET {
         true => before,
@@ -91,8 +90,8 @@ impl ProcessFigures {
 
 /// Returns when the process started, in seconds since 1970. `after_boot`: in seconds since the machine was booted.
 ///
-/// The boot time that procfs returns is that of the first call: it is wrong for ever if the clock was set later, as on
-/// a machine without a clock.
+/// procfs returns the boot time of its first call. On a machine without a clock, the clock is set later, and this boot
+/// time stays wrong.
 fn start_time(after_boot: f64) -> f64 {
     let uptime = clock_gettime(ClockId::Boottime);
     let uptime = uptime.tv_sec as f64 + uptime.tv_nsec as f64 / 1e9;
