@@ -370,6 +370,13 @@ pub const FRAMES_PER_STREAM: usize = 8;
 /// [`Limits::call`]. Stops clients that make h2 keep megabytes for each of thousands of connections.
 pub const UNREAD_STEP: usize = 16 * 1024;
 
+/// Bytes of a header block that have the price of other input. Ordinary requests have fewer.
+pub const SMALL_BLOCK: usize = 1024;
+
+/// The bytes of other input whose price each further byte of a header block has: the byte may be a field, which h2
+/// decodes, stores and frees.
+pub const FIELD_INPUT: usize = 12;
+
 /// Bytes that are charged for each byte of a header block that has begun and not ended, and of a request's trailers,
 /// which gRPC does not have. A field of one byte takes this much memory in h2's map.
 pub const MEMORY_PER_FIELD_BYTE: usize = 72;

@@ -93,11 +93,13 @@ impl Flight {
     /// Ends the flight. Calls `keep` with an answer, unless the flight was forgotten. A later invalidation finds the
     /// answer that `keep` has stored.
     pub(super) fn finish(mut self, result: Fetched, keep: impl FnOnce(&NodeId, &Arc<[Route]>)) {
-        let state = self.flights.0.lock();
-        if let Ok(routes) = &result
-            && self.is_current(&state)
-        {
-            keep(&self.node, routes);
+        let mut state = self.flights.0.lock();
+        if self.is_current(&state) {
+            if let Ok(routes) = &result {
+                keep(&self.node, routes);
+            }
+            // Before the send: a look-up that the result wakes must not join this flight again.
+            state.flights.remove(&self.node);
         }
         drop(state);
         if let Some(sender) = self.result.take() {
@@ -120,6 +122,46 @@ impl Drop for Flight {
         let mut state = self.flights.0.lock();
         if self.is_current(&state) {
             state.flights.remove(&self.node);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Wake, Waker};
+
+    use super::*;
+
+    /// A look-up that waits for a flight, and looks up again when it is woken.
+    struct LooksUpAgain {
+        flights: Flights,
+        node: NodeId,
+        has_new_flight: AtomicBool,
+    }
+
+    impl Wake for LooksUpAgain {
+        fn wake(self: Arc<Self>) {
+            let (_, flight) = self.flights.join(&self.node);
+            self.has_new_flight.store(flight.is_some(), Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_look_up_that_a_result_wakes_does_not_join_the_ended_flight() {
+        let node: NodeId = "node-1".parse().expect("a name");
+        for fetched in [Ok(Arc::from([])), Err(TrackerError::Unavailable("down".to_owned()))] {
+            let flights = Flights::default();
+            let (mut result, flight) = flights.join(&node);
+            let waiting = Arc::new(LooksUpAgain {
+                flights: flights.clone(),
+                node: node.clone(),
+                has_new_flight: AtomicBool::new(false),
+            });
+            let waker = Waker::from(Arc::clone(&waiting));
+            assert!(result.poll_unpin(&mut Context::from_waker(&waker)).is_pending());
+            flight.expect("the first flight").finish(fetched, |_, _| {});
+            assert!(waiting.has_new_flight.load(Ordering::Relaxed));
         }
     }
 }

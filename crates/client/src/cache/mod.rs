@@ -417,7 +417,7 @@ impl Inner {
                 };
                 inner.kept.insert(node.clone(), Arc::new(kept));
             };
-            inner.outage.ended(Instant::now(), result.as_ref().err());
+            inner.outage.ended(asked, Instant::now(), result.as_ref().err());
             match result {
                 Ok(all) => zip(flights, all).for_each(|(flight, routes)| flight.finish(Ok(routes.into()), keep)),
                 Err(error) => {

@@ -7,7 +7,7 @@
 
 use crate::grpc::unread::frame_cost;
 use crate::http2::rate_guard::RateGuard;
-use crate::limits::{CONTROL_FRAMES, CONTROL_FRAMES_PER_SECOND, MEMORY_PER_FIELD_BYTE};
+use crate::limits::{CONTROL_FRAMES, CONTROL_FRAMES_PER_SECOND, MEMORY_PER_FIELD_BYTE, SMALL_BLOCK};
 
 /// Bytes that every client sends before its first frame.
 const PREFACE: usize = 24;
@@ -58,6 +58,8 @@ pub(super) struct FrameEffects {
     pub(super) is_open: bool,
     /// The bytes of the last header block.
     pub(super) block: usize,
+    /// The bytes of all header blocks, without the first [`SMALL_BLOCK`] of each.
+    pub(super) large_blocks: usize,
 }
 
 impl FrameScanner {
@@ -145,7 +147,10 @@ impl FrameScanner {
     }
 
     fn fields(&mut self, len: usize) {
+        let before = self.found.block.saturating_sub(SMALL_BLOCK);
         self.found.block += len;
+        let more = self.found.block.saturating_sub(SMALL_BLOCK) - before;
+        self.found.large_blocks = self.found.large_blocks.wrapping_add(more);
         if self.is_trailers {
             self.found.trailers = self.found.trailers.wrapping_add(len * MEMORY_PER_FIELD_BYTE);
         }

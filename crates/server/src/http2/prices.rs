@@ -14,7 +14,9 @@ use crate::grpc::handler::Handler;
 use crate::grpc::request::RequestBody;
 use crate::http2::connection::tests::frame;
 use crate::http2::served::Served;
-use crate::limits::{BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, UNREAD_STEP, WAITING_CALL_WORK};
+use crate::limits::{
+    BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, FIELD_INPUT, INPUT_PER_WORK, SMALL_BLOCK, UNREAD_STEP, WAITING_CALL_WORK,
+};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -57,6 +59,22 @@ async fn a_request_in_two_frames_costs_as_much_as_in_one_frame() {
         let spent = served.worker.spent() - before;
         assert_eq!(spent, CALL_WORK + REPLY / BYTES_PER_WORK + more, "{frames:?}");
     }
+}
+
+/// Otherwise a client would have milliseconds of work for the price of some kilobytes.
+#[tokio::test]
+async fn many_fields_cost_more_than_their_bytes() {
+    // Less work than that of a pass.
+    const MANY: usize = 4_000;
+    // `accept-encoding: gzip, deflate`, a byte each.
+    const FIELD: u8 = 0x90;
+    let handler = Handler::Immediate(Arc::new(|_, _| Ok(Bytes::new())));
+    let mut served = Served::plaintext(BETWEEN, handler, 1 << 30).await;
+    let request = frame(HEADERS, END_HEADERS | END_STREAM, 1, &[HEAD, &[FIELD; MANY]].concat());
+    let before = served.worker.spent();
+    served.send(&request).await;
+    let spent = served.worker.spent() - before;
+    assert!(spent >= (MANY - SMALL_BLOCK) * FIELD_INPUT / INPUT_PER_WORK, "{spent}");
 }
 
 /// A body without frames that never ends.

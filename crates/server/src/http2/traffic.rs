@@ -16,6 +16,7 @@ use crate::grpc::unread::Unread;
 use crate::http2::frames::{FrameEffects, FrameScanner};
 use crate::http2::socket::SentBytes;
 use crate::http2::wire::Metered;
+use crate::limits::FIELD_INPUT;
 
 /// Counts of one connection. All are Relaxed: only the connection's task uses them.
 #[derive(Debug)]
@@ -33,6 +34,7 @@ pub(super) struct Traffic {
     trailers: AtomicUsize,
     blocks: AtomicUsize,
     block: AtomicUsize,
+    large_blocks: AtomicUsize,
     has_open_block: AtomicBool,
     unread: Arc<Unread>,
     /// Bytes that were written.
@@ -59,6 +61,7 @@ impl Default for Traffic {
             trailers: AtomicUsize::new(0),
             blocks: AtomicUsize::new(0),
             block: AtomicUsize::new(0),
+            large_blocks: AtomicUsize::new(0),
             has_open_block: AtomicBool::new(false),
             unread: Arc::default(),
             written: AtomicU64::new(0),
@@ -185,6 +188,13 @@ impl Traffic {
         self.control.store(found.control, Ordering::Relaxed);
         self.blocks.store(found.blocks, Ordering::Relaxed);
         self.block.store(found.block, Ordering::Relaxed);
+        let more = found
+            .large_blocks
+            .wrapping_sub(self.large_blocks.load(Ordering::Relaxed));
+        if more > 0 {
+            self.large_blocks.store(found.large_blocks, Ordering::Relaxed);
+            self.has_read(more.saturating_mul(FIELD_INPUT));
+        }
         self.has_open_block.store(found.is_open, Ordering::Relaxed);
     }
 

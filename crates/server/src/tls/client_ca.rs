@@ -83,20 +83,28 @@ struct LongChain {
     bytes: usize,
 }
 
-/// Different intermediate certificates of a client's chain have the same subject.
+/// Intermediate certificates of a client's chain have the same subject, and different keys.
 #[derive(Debug, Error)]
-#[error("the chain has different intermediate certificates with the same subject")]
+#[error("the chain has intermediate certificates with the same subject and different keys")]
 struct AmbiguousChain;
 
-/// Reports whether different certificates have the same subject, so that each could have issued the same certificates.
+/// Reports whether certificates of different keys have the same subject, so that each could have issued the same
+/// certificates.
+///
+/// webpki has only one certificate of a subject and key in a path. While an authority is replaced, clients send its
+/// former and its new certificate, which have one key.
 fn are_ambiguous(certificates: &[CertificateDer<'_>]) -> bool {
-    let subject = |certificate: &CertificateDer<'_>| {
-        let parsed = X509Certificate::from_der(certificate).ok();
-        parsed.map(|(_, parsed)| parsed.subject().as_raw().to_vec())
-    };
-    certificates.iter().enumerate().any(|(number, certificate)| {
-        let mut others = certificates[..number].iter().filter(|&other| other != certificate);
-        others.any(|other| subject(other) == subject(certificate))
+    // Certificates that cannot be parsed count as different keys of one subject.
+    let names: Vec<_> = certificates
+        .iter()
+        .map(|certificate| match X509Certificate::from_der(certificate) {
+            Ok((_, parsed)) => (parsed.subject().as_raw().to_vec(), parsed.public_key().raw.to_vec()),
+            Err(_) => (Vec::new(), certificate.to_vec()),
+        })
+        .collect();
+    names.iter().enumerate().any(|(number, (subject, key))| {
+        let mut others = names[..number].iter();
+        others.any(|(other, other_key)| other == subject && other_key != key)
     })
 }
 
@@ -249,6 +257,11 @@ mod tests {
         };
         // Clients may send other certificates, some of them twice, and the authority.
         ca.verify(&chain(&[&second, &first, &first, &root])).expect("an issuer");
+        // While an authority is replaced, clients send one key's certificates of both authorities.
+        let renewed = Issuer::new(authority_params(), KeyPair::generate().unwrap());
+        let of_renewed = named("first").signed_by(first.key(), &renewed).unwrap();
+        let both = [client.der().clone(), of_renewed.der().clone(), first.der().clone()];
+        ca.verify(&both).expect("one key");
         let twin = issued("first", &root);
         assert!(is_long(ca.verify(&chain(&[&first, &second, &twin]))));
         // Each of these could have issued each other.

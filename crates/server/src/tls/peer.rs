@@ -29,6 +29,8 @@ pub(crate) struct Peer {
 #[derive(Debug)]
 struct PeerCertificate {
     chain: Vec<CertificateDer<'static>>,
+    /// When the first certificate expires that the handshake may have needed. `None` if no certificate has dates.
+    until: Option<UnixTime>,
     /// The authorities that have certified the chain.
     ca: Arc<ClientCa>,
     loaded: Receiver<Arc<Loaded>>,
@@ -67,6 +69,7 @@ impl Handshake {
                 caller: Arc::new(ca.caller(certificate)),
                 certificate: Some(Box::new(PeerCertificate {
                     chain: chain.to_vec(),
+                    until: first_end(chain, UnixTime::now()),
                     ca: Arc::clone(ca),
                     loaded: self.loaded,
                 })),
@@ -103,13 +106,12 @@ impl Peer {
         2 * chain.map(|certificate| certificate.len()).sum::<usize>()
     }
 
-    /// Returns how long all certificates of the client's chain are still valid. A new connection would be refused after
-    /// that. `None` if the client has no certificate with dates.
+    /// Returns how long all certificates that certify the client are still valid. `None` if the client has no
+    /// certificate with dates.
     pub(crate) fn valid_for(&self) -> Option<Duration> {
-        let now = UnixTime::now();
-        let chain = &self.certificate.as_ref()?.chain;
-        let dates = chain.iter().filter_map(|certificate| Dates::of(certificate));
-        dates.map(|dates| dates.left(now)).min()
+        let until = self.certificate.as_ref()?.until?;
+        let left = until.as_secs().saturating_sub(UnixTime::now().as_secs());
+        Some(Duration::from_secs(left))
     }
 
     /// Reports whether files were loaded since the client's certificate was last verified.
@@ -145,6 +147,21 @@ impl Peer {
         }
         Ok(())
     }
+}
+
+/// Returns when the first of the certificates expires that certified a client at `time`.
+///
+/// Clients also send certificates that the verifier does not need, such as a former authority. The verifier does not
+/// look at the dates of these. A certificate that was not valid in the handshake has certified no client.
+fn first_end(chain: &[CertificateDer<'_>], time: UnixTime) -> Option<UnixTime> {
+    let (client, others) = chain.split_first()?;
+    let others = others.iter().filter_map(|certificate| Dates::of(certificate));
+    let needed = others.filter(|dates| dates.check(time).is_ok());
+    Dates::of(client)
+        .into_iter()
+        .chain(needed)
+        .map(|dates| dates.until)
+        .min()
 }
 
 #[cfg(test)]
@@ -187,6 +204,19 @@ mod tests {
             let left = Handshake::new(&certificates).done(Some(&chain)).valid_for().unwrap();
             assert!((3590..=3600).contains(&left.as_secs()), "{left:?}");
         }
+    }
+
+    /// Clients may send an authority that has expired: the verifier does not look at its dates.
+    #[test]
+    fn a_certificate_that_had_expired_before_the_handshake_ends_no_connection() {
+        let (certificates, client) = Certificates::valid_until(SystemTime::now() + Duration::from_secs(3600));
+        let mut params = CertificateParams::new([]).unwrap();
+        params.not_before = (SystemTime::now() - Duration::from_secs(7200)).into();
+        params.not_after = (SystemTime::now() - Duration::from_secs(3600)).into();
+        let expired = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let chain = [client, expired.der().clone()];
+        let left = Handshake::new(&certificates).done(Some(&chain)).valid_for().unwrap();
+        assert!((3590..=3600).contains(&left.as_secs()), "{left:?}");
     }
 
     impl Peer {
