@@ -175,6 +175,7 @@ async fn headers_over_the_limit_break_one_call_only() {
     let (watched, mut watch) = raw.open(WATCH).await;
     watch.send_data(framed(&[]).into(), true).unwrap();
     let mut watched = watched.await.unwrap().into_body();
+    #[expect(clippy::async_yields_async, reason = "the call ends later")]
     let mut with_metadata = async |size| {
         let mut request = grpc(ADD);
         request
