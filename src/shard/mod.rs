@@ -494,8 +494,8 @@ impl<K: Key> Shard<K> {
     /// Removes the stale routes of at most `most` records, starting at `at`. Returns the record at which the next visit
     /// starts. `census` sees the proxy of each route that stays. If the shard is sparse at its end, the next visit
     /// moves it: a move takes as long as thousands of visits. Otherwise this visit and the next visits put the records
-    /// that rebuilds left out on the free list. If there are many tombstones, they then rebuild the index in parts; each
-    /// part uses up the visit.
+    /// that rebuilds left out on the free list. If there are many tombstones, they then rebuild the index in parts;
+    /// each part uses up the visit.
     pub(crate) fn visit<P: Liveness>(
         &self,
         at: RecordPosition,

@@ -11,8 +11,8 @@
 //! thread rebuilds only beyond the second limit, for example if the first thread was stopped or had no memory.
 //!
 //! The sweeper may shed tombstones slowly, but must not pause for as long as a rebuild of a large index takes. So it
-//! clears and copies a large index in parts, some buckets at a time ([`Rebuild`]). If insertions make the shard too large
-//! for the copy meanwhile, the next part begins another copy.
+//! clears and copies a large index in parts, some buckets at a time ([`Rebuild`]). If insertions make the shard too
+//! large for the copy meanwhile, the next part begins another copy.
 //!
 //! Meanwhile other threads may fill slots of buckets that were already copied. The end of the rebuild freezes each slot
 //! that was EMPTY, and copies the slots that were filled since. Slots are written once (invariant 1), so the rest of

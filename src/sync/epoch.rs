@@ -145,8 +145,8 @@ pub(crate) fn collect(guard: &Guard, steps: usize) {
     }
 }
 
-/// The objects that are retired and not freed yet, and their bytes. Two counters, each with all its bits: while a thread
-/// is stopped, there may be any number of them.
+/// The objects that are retired and not freed yet, and their bytes. Two counters, each with all its bits: while a
+/// thread is stopped, there may be any number of them.
 static OBJECTS: StripedCounter = StripedCounter::new();
 static BYTES: StripedCounter = StripedCounter::new();
 

@@ -254,8 +254,8 @@ pub const MAX_UNSENT_FRAMES: usize = 2;
 /// Elements in one page of a list.
 pub const MAX_PAGE_SIZE: usize = 1000;
 
-/// Pages of the table, of [`TABLE_PAGE_SLOTS`] each, that one page of nodes may read. Bounds the cost of one call. If few
-/// nodes match, the page is short.
+/// Pages of the table, of [`TABLE_PAGE_SLOTS`] each, that one page of nodes may read. Bounds the cost of one call. If
+/// few nodes match, the page is short.
 pub const MAX_TABLE_PAGES: usize = 16;
 
 /// About how many slots a page of the table reads, however few nodes it has.

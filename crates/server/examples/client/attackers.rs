@@ -41,8 +41,8 @@ pub(crate) const EXPIRY: &str = "expiry";
 /// The attacks on watches. Ten watches of all nodes are open during these attacks.
 pub(crate) const ON_WATCHES: [&str; 3] = ["flaps", "moves", EXPIRY];
 
-/// The rows without an attack. [`BUSY`] shows how much the neighbour waits for a core that other processes use, although
-/// these processes have the lowest priority, and the server has no work for them.
+/// The rows without an attack. [`BUSY`] shows how much the neighbour waits for a core that other processes use,
+/// although these processes have the lowest priority, and the server has no work for them.
 pub(crate) const CONTROLS: [&str; 2] = ["nothing", BUSY];
 const BUSY: &str = "busy";
 

@@ -249,8 +249,8 @@ impl Transport {
 /// Reports whether a port is closed to which no connection can be made. `has_ended`: the connection before has ended,
 /// too.
 fn is_port_closed(failure: io::ErrorKind, has_ended: bool) -> bool {
-    // Otherwise the machine may be gone, such as a pod whose address drops packets or is not routed. Or the network fails
-    // for a moment, which does not end the connection.
+    // Otherwise the machine may be gone, such as a pod whose address drops packets or is not routed. Or the network
+    // fails for a moment, which does not end the connection.
     failure == io::ErrorKind::ConnectionRefused || has_ended
 }
 

@@ -68,7 +68,8 @@ enum Command {
     /// Check a configuration file, and the keys and certificates that it names
     ///
     /// Prints "FILE: valid" and the keys whose values differ from the defaults. A mistake is the line that `serve`
-    /// prints, with the same exit code. Flags and variables count for nothing. No port is taken, and no name is looked up.
+    /// prints, with the same exit code. Flags and variables count for nothing. No port is taken, and no name is looked
+    /// up.
     Validate(Validate),
     /// Record, or refresh, that a node can be reached through a proxy
     ///

@@ -1,7 +1,7 @@
 //! The input of a TLS handshake: rustls gets it only in a turn.
 //!
-//! rustls does the costly work of a handshake, such as a signature, when a message of the client arrives. A client could
-//! begin thousands of handshakes, and then send all these messages at once. So a connection reads a few kilobytes
+//! rustls does the costly work of a handshake, such as a signature, when a message of the client arrives. A client
+//! could begin thousands of handshakes, and then send all these messages at once. So a connection reads a few kilobytes
 //! ahead, and waits for a [turn](crate::turns) before it hands a complete message to rustls. In TLS 1.3, a client may
 //! send a second hello, so each hello has the price of a signature.
 //!

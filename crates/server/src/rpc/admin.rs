@@ -414,7 +414,8 @@ mod tests {
         assert!(passes >= NODES * NODE_WORK / WORK_PER_PASS / 2, "{passes} passes");
     }
 
-    /// Otherwise one turn would read up to 16,000 nodes, and a client that cancels its call then would not pay for them.
+    /// Otherwise one turn would read up to 16,000 nodes, and a client that cancels its call then would not pay for
+    /// them.
     #[test]
     fn a_list_reads_as_many_nodes_at_a_time_as_its_turn_pays_for() {
         const NODES: usize = 5_000;
