@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::brake::ExpiryBrake;
 use crate::clock::{Clock, SystemClock};
 use crate::feed::RING;
-use crate::layout::{MAX_RECORDS, SHARDS};
+use crate::layout;
 use crate::word::PROXY_NUMBERS;
 
 /// A [`Builder`] was given a limit that a table cannot keep.
@@ -81,7 +81,7 @@ impl Builder {
 
     /// The greatest possible [`max_routes`](Builder::max_routes), some 500 million. With that many nodes of one kind, a
     /// random distribution still leaves each shard below its maximum of records, tombstones included.
-    pub const MAX_ROUTES: usize = SHARDS * (MAX_RECORDS as usize / 16 * 15);
+    pub const MAX_ROUTES: usize = layout::MAX_ROUTES;
 
     /// The greatest possible [`max_proxies`](Builder::max_proxies): 8,388,608.
     pub const MAX_PROXIES: usize = PROXY_NUMBERS;

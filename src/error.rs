@@ -4,8 +4,7 @@ use std::num::NonZeroU64;
 
 use thiserror::Error;
 
-use crate::builder::Builder;
-use crate::layout::MAX_TEXT;
+use crate::layout::{MAX_ROUTES, MAX_TEXT};
 
 /// Why a string is not acceptable as an ID, a name or an address.
 ///
@@ -175,10 +174,10 @@ pub enum BeginError {
     Stale(#[from] StaleIncarnation),
 }
 
-/// The part of a message about a full shard, if the limit of routes is so near [`Builder::MAX_ROUTES`] that a shard may
+/// The part of a message about a full shard, if the limit of routes is so near [`MAX_ROUTES`] that a shard may
 /// be full before the table is.
 fn or_of_nodes(limit: usize) -> &'static str {
-    match limit > Builder::MAX_ROUTES / 2 {
+    match limit > MAX_ROUTES / 2 {
         true => ", or a shard its maximum of nodes",
         false => "",
     }

@@ -22,6 +22,10 @@ pub(crate) const RECORD_BITS: u32 = 22;
 /// The most records of a slab: every number plus one fits into a slot, and is never FROZEN.
 pub(crate) const MAX_RECORDS: u32 = (1 << RECORD_BITS) - 2;
 
+/// The most routes of a table. With that many nodes of one kind, a random distribution still leaves each shard below
+/// its maximum of records, tombstones included.
+pub(crate) const MAX_ROUTES: usize = SHARDS * (MAX_RECORDS as usize / 16 * 15);
+
 /// The most routes of one node.
 pub const MAX_ROUTES_PER_NODE: usize = if cfg!(loom) { 3 } else { 64 };
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::quota::ClientKey;
+use crate::client_key::ClientKey;
 
 /// A task that waits for its turn.
 #[derive(Debug)]

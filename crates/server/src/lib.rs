@@ -19,15 +19,17 @@
 //! * `rpc`: the services and the method table.
 //! * `convert`: messages to table types and back. Uses the framing of `grpc` for one message that it encodes by hand.
 //!
-//! Every module may use `auth`, `config`, `connection_counters`, `fair_queue`, `host`, `idle`, `limits`, `log`,
-//! `memory`, `named`, `quota`, `refusal`, `snapshot_status`, `tls` and `turns`. `memory` and `turns` share the server's
-//! memory and time between connections, and `quota` shares the limits between addresses. Every limit that keeps a
-//! hostile client from hurting other clients is in [`limits`]. `refusal` counts how often each limit was reached.
+//! Every module may use `auth`, `client_key`, `config`, `connection_counters`, `fair_queue`, `host`, `idle`, `limits`,
+//! `log`, `memory`, `named`, `quota`, `refusal`, `snapshot_status`, `tls` and `turns`. `memory` and `turns` share the
+//! server's memory and time between connections, and `quota` shares the limits between addresses. Every limit that
+//! keeps a hostile client from hurting other clients is in [`limits`]. `refusal` counts how often each limit was
+//! reached.
 
 #![deny(unsafe_code)]
 
 mod auth;
 mod cli;
+mod client_key;
 mod config;
 mod connection_counters;
 mod convert;

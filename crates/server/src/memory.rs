@@ -229,8 +229,9 @@ impl Drop for Charge {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client_key::ClientKey;
     use crate::limits::Limits;
-    use crate::quota::{ClientKey, Quotas};
+    use crate::quota::Quotas;
 
     const LIMIT: usize = 1 << 20;
 

@@ -10,7 +10,6 @@
 //! removes the registration. The server keeps no state of a client without connections.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,30 +18,10 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
+use crate::client_key::ClientKey;
 use crate::idle::{Evictable, IdleConnections, ask_clients};
 use crate::limits::{ASK_INTERVAL, Limits, MAKE_ROOM_INTERVAL, MAX_CONNECTION_WAIT, MAX_WAITING_PER_CLIENT};
 use crate::refusal::Reason;
-
-/// The identity of a client: the identity in its certificate, or its address if it has no certificate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum ClientKey {
-    /// An address of IPv4.
-    V4(Ipv4Addr),
-    /// The first 56 bits of an address of IPv6, which providers give to one customer. The customer chooses the others.
-    V6(u64),
-    /// The [identity](crate::auth::Caller::identity) of a client with a certificate.
-    Certified(u64),
-}
-
-impl From<IpAddr> for ClientKey {
-    fn from(addr: IpAddr) -> Self {
-        // A socket that listens for both families sees clients of IPv4 as `::ffff:a.b.c.d`.
-        match addr.to_canonical() {
-            IpAddr::V4(addr) => Self::V4(addr),
-            IpAddr::V6(addr) => Self::V6((u128::from(addr) >> 72) as u64),
-        }
-    }
-}
 
 /// The most that a client may have. `usize::MAX` is no limit, and so is [`Semaphore::MAX_PERMITS`].
 #[derive(Debug, Clone, Copy)]
@@ -372,6 +351,7 @@ impl ClientQuota {
 #[cfg(test)]
 pub(crate) mod tests {
     use futures_util::FutureExt;
+    use std::net::IpAddr;
 
     use super::*;
     use crate::idle::Question;

@@ -30,9 +30,9 @@ use tonic_types::{ErrorDetails, StatusExt};
 use tracing::field::display;
 use tracing::{debug, info};
 
-use crate::log::peer;
+use crate::client_key::ClientKey;
+use crate::log::{SELF_LIMITED, peer};
 use crate::named::named;
-use crate::quota::ClientKey;
 
 /// How often the log has a line for one reason, at the level info.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
@@ -43,9 +43,6 @@ const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// The most clients that have lines of their own for one reason within [`REPORT_INTERVAL`]. Further clients share a
 /// line.
 const MAX_NAMED: usize = 64;
-
-/// The target of this module's lines. At the level info, they have a limit of their own.
-pub(crate) const TARGET: &str = module_path!();
 
 named! { text
     /// Which limit was reached, or which right the client lacks.
@@ -265,9 +262,11 @@ impl Refusals {
         let (name, text) = (reason.name(), reason.text());
         let error = error.map(display);
         match due {
-            Some(count) => info!(reason = name, count, peer = peer::field(), error, "refused: {text}"),
+            Some(count) => {
+                info!(target: SELF_LIMITED, reason = name, count, peer = peer::field(), error, "refused: {text}")
+            }
             // The span of the connection names the client.
-            None => debug!(reason = name, error, "refused: {text}"),
+            None => debug!(target: SELF_LIMITED, reason = name, error, "refused: {text}"),
         }
         CountedRefusal { reason }
     }
@@ -285,7 +284,7 @@ impl Refusals {
             for Line { reason, count, last } in lines {
                 let (peer, error) = (last.peer.map(display), last.error.map(display));
                 let (name, text) = (reason.name(), reason.text());
-                info!(reason = name, count, peer, error, "refused: {text}");
+                info!(target: SELF_LIMITED, reason = name, count, peer, error, "refused: {text}");
             }
         }
     }

@@ -43,12 +43,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::yield_now;
 
+use crate::client_key::ClientKey;
 use crate::fair_queue::{FairPermits, FairQueue, Permit, Waiting};
 use crate::limits::{
     CALL_WORK, CROWD, LARGE_CALLS, MAX_DEBT, MAX_TURN_INPUT, MIN_TURN_INPUT, MIN_TURN_WORK, MIN_TURNS_WORK_PER_CLIENT,
     POLL_WORK, SHARED_PASSES, SHORT_TURN_WORK, SMALL_WORK_PER_PASS, TURN_WORK, WORK_PER_PART, WORK_PER_PASS,
 };
-use crate::quota::ClientKey;
 
 /// The turns of one worker.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use nodetracker::ClientId;
 use tonic::Status;
 
-use crate::quota::ClientKey;
+use crate::client_key::ClientKey;
 
 /// The most characters of a name in a message. Names come from certificates, and from requests.
 const MOST_SHOWN: usize = 200;

@@ -470,12 +470,13 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::auth::Access;
+    use crate::client_key::ClientKey;
     use crate::grpc::handler::{Handler, ImmediateHandler, StreamContext, encoded_stream};
     use crate::grpc::method::{Method, MethodTable};
     use crate::grpc::unread::frame_cost;
     use crate::http2::served::Served;
     use crate::http2::socket::SentBytes;
-    use crate::quota::{ClientKey, Quotas};
+    use crate::quota::Quotas;
     use crate::rpc::methods::methods_of_empty_table;
 
     /// A client that begins correctly, then sends PING without end and takes all replies. Its socket always has more

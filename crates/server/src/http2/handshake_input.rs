@@ -140,11 +140,12 @@ mod tests {
     use tokio::task::{JoinHandle, yield_now};
     use tokio::time::timeout;
 
+    use crate::client_key::ClientKey;
     use crate::grpc::method::MethodTable;
     use crate::http2::connection::tests::{BEGIN, context, frame, settle};
     use crate::http2::connection::{ConnectionContext, serve_transport};
     use crate::limits::{CONNECTION_MEMORY, CONNECTION_WORK, Limits, WORK_PER_PASS};
-    use crate::quota::{ClientKey, Quotas};
+    use crate::quota::Quotas;
     use crate::tls::Certificates;
 
     /// The connections of one client, on one worker.

@@ -28,6 +28,9 @@ use crate::log::rate::RateLimit;
 
 pub use level::LogLevel;
 
+/// The target of the lines of refusals. At the level info, these have a limit of their own.
+pub(crate) const SELF_LIMITED: &str = concat!(env!("CARGO_CRATE_NAME"), "::refusal");
+
 /// The level of the log that this module has installed.
 static LEVEL: OnceLock<LevelControl> = OnceLock::new();
 

@@ -12,8 +12,8 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
+use crate::log::SELF_LIMITED;
 use crate::log::queue::Queue;
-use crate::refusal;
 
 /// Lines that one place in the code may log at once.
 const LIMIT: u32 = 20;
@@ -67,7 +67,7 @@ impl RateLimit {
 impl<S: Subscriber> Layer<S> for RateLimit {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let metadata = event.metadata();
-        if metadata.target() == refusal::TARGET && *metadata.level() <= Level::INFO {
+        if metadata.target() == SELF_LIMITED && *metadata.level() <= Level::INFO {
             return true;
         }
         let may_log = self.count(metadata.callsite(), Instant::now());

@@ -14,9 +14,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
+use crate::client_key::ClientKey;
 use crate::limits::{ACCEPT_BACKOFF, ASK_INTERVAL, MAKE_ROOM_INTERVAL, MAX_ACCEPT_BACKOFF, MAX_WAITING};
 use crate::log::peer::with_peer;
-use crate::quota::{ClientKey, Quotas};
+use crate::quota::Quotas;
 use crate::refusal::{Reason, Refusals};
 use crate::server::listen::Listeners;
 use crate::server::worker::{Incoming, Workers};

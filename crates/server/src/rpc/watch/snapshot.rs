@@ -19,13 +19,13 @@ use nodetracker::{MAX_ROUTES_PER_NODE, NodeCursor, RouteTable};
 use nodetracker_proto::v1;
 use nodetracker_proto::v1::watch_response::Message;
 
+use crate::client_key::ClientKey;
 use crate::convert::encode::RouteCollector;
 use crate::fair_queue::{FairPermits, Permit};
 use crate::limits::{
     NODE_WORK, ROUTE_WORK, SNAPSHOT_CACHE_CHUNKS, SNAPSHOT_CACHE_SIZE, SNAPSHOT_JOIN_CHANGES, WATCH_MESSAGE_SIZE,
     WORK_PER_PART, WORK_PER_PASS,
 };
-use crate::quota::ClientKey;
 use crate::rpc::watch::{Watches, encode};
 use crate::turns::Turns;
 

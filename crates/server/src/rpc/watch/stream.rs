@@ -376,9 +376,9 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
+    use crate::client_key::ClientKey;
     use crate::grpc::frame::PREFIX;
     use crate::limits::{WATCH_BACKLOG, WATCH_MESSAGE_SIZE, WORK_PER_PASS};
-    use crate::quota::ClientKey;
     use crate::turns::Turns;
 
     /// Reports whether a future is pending after a few polls.
