@@ -116,8 +116,8 @@ impl Waiters {
         count
     }
 
-    /// Wakes and removes every waiter that was added before. If wakers panic, the first panic goes on after all waiters
-    /// were woken: nobody else would wake them.
+    /// Wakes and removes every waiter that was added before. If wakers panic, the first panic is resumed after all
+    /// waiters were woken: no other thread would wake the rest.
     pub(crate) fn wake_all(&self) {
         // Acquire: pairs with the CAS in `add`.
         let mut node = self.top.swap(ptr::null_mut(), Ordering::Acquire);

@@ -179,8 +179,8 @@ impl Kept {
 /// The latest answers of a tracker.
 ///
 /// As a [`NodeTracker`], a cache looks up in its answers, returns stale answers without a mark, and passes writes to
-/// its tracker. A write through the cache drops the answers of its nodes. The write goes on if its future is dropped,
-/// and drops the answers again at its end. Clones share one cache.
+/// its tracker. A write through the cache drops the answers of its nodes, before and after the tracker's call. If the
+/// caller drops the future of a write, the write still completes. Clones share one cache.
 #[derive(Clone)]
 pub struct RouteCache(Arc<Inner>);
 

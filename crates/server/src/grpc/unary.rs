@@ -41,8 +41,8 @@ pub(crate) fn first_frame(body: &mut RecvStream) -> FirstFrame {
     FirstFrame::Other(Some(frame))
 }
 
-/// Reports whether a body, of which one frame of this length was read, has ended with an empty frame. Some clients end
-/// each request with an empty frame.
+/// Reports whether a body has ended with an empty frame, after one frame of `read` bytes. Some clients end each request
+/// with an empty frame.
 fn ends_with_empty_frame(body: &mut RecvStream, read: usize) -> bool {
     // Otherwise the next frame may have bytes, which the slow path has to read.
     body.flow_control().used_capacity() == read

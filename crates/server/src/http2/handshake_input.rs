@@ -308,7 +308,7 @@ mod tests {
         let mut client = server.connect(1).await.pop().unwrap();
         let used = || server.context.memory.used();
         assert_eq!(used(), CONNECTION_MEMORY);
-        // A hello of 60,000 bytes, of which a part has arrived.
+        // A hello of 60,000 bytes. A part of the hello has arrived.
         const RECORD: usize = 10_000;
         let mut bytes = [&[22, 3, 1][..], &(RECORD as u16).to_be_bytes(), &[7; RECORD]].concat();
         bytes[5..][..4].copy_from_slice(&[1, 0, 0xea, 0x60]);

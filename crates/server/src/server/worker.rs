@@ -165,7 +165,7 @@ impl Workers {
         }
     }
 
-    /// Returns workers of which one is stuck, and a guard. When the guard is dropped, the stuck worker ends.
+    /// Returns workers and a guard. One worker is stuck until the guard is dropped.
     #[cfg(test)]
     pub(crate) fn with_stuck_worker() -> (Self, impl Sized) {
         let (queue, orders) = mpsc::unbounded_channel();

@@ -11,7 +11,7 @@ use crate::support::{Process, add, channel, connect, proxies};
 const KEEP_ALIVE: &str = "4s";
 const STOP: Duration = Duration::from_secs(5);
 
-/// Otherwise the test of a server that does not go on would never end.
+/// The longest wait for a reply. A server that stays silent makes the test fail, instead of hanging.
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[tokio::test]
