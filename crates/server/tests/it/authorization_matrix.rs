@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::Reason;
 use h2::client::SendRequest;
 use nodetracker::RouteTable;
 use nodetracker_proto::v1::node_id::Id;
@@ -166,6 +167,9 @@ impl Column {
             // As the server ends the connection, a stream may end before its first message.
             Some(requests) => match call(requests.clone(), path).await {
                 Ok(UNAVAILABLE) => Ok(0),
+                // The connection that was opened last may have had input left after the reload. So the connection has
+                // noticed the reload before the call, and drains.
+                Err(error) if has_drained(&error) => Ok(PERMISSION_DENIED),
                 called => called,
             },
             None => call(open(&self.server, self.client.clone()).await?, path).await,
@@ -182,6 +186,12 @@ impl Column {
             self.name
         );
     }
+}
+
+/// Reports whether a call failed because the server drains the connection.
+fn has_drained(error: &Failure) -> bool {
+    let error = error.downcast_ref::<h2::Error>();
+    error.is_some_and(|error| error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR))
 }
 
 /// gRPC's codes.
