@@ -667,7 +667,7 @@ impl<K: Key> Drop for Shard<K> {
         let index = unsafe { Index::from_raw(header) };
         // SAFETY: `&mut self` is exclusive, so no other thread can reach the index or its records.
         unsafe { index.free_keys_and_lists(K::free, Moved::No) };
-        // SAFETY: as above.
+        // SAFETY: `&mut self` is exclusive, and the keys and lists of the records are freed above.
         unsafe { index.free_segments() };
         // SAFETY: no other thread can reach the index. Earlier indexes share only the slab, which has a reference
         // count.

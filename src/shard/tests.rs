@@ -276,6 +276,11 @@ fn chosen_uuids_that_flood_one_bucket_under_a_known_seed_are_harmless_under_a_se
     assert_eq!((secret.reseeds, calm.reseeds), (0, 0));
 }
 
+std::thread_local! {
+    /// How often this thread has hashed a stored [`Chosen`]: a rebuild hashes each record that it places in an index.
+    static HASHED: Cell<usize> = const { Cell::new(0) };
+}
+
 /// A key whose hash is its first half.
 struct Chosen(u64);
 
@@ -295,6 +300,7 @@ impl Key for Chosen {
     }
 
     fn hash_stored(stored: [u64; 2], _hasher: &RandomState) -> u64 {
+        HASHED.set(HASHED.get() + 1);
         stored[0]
     }
 
@@ -829,47 +835,13 @@ fn a_sweep_gives_back_in_short_steps_all_that_a_rebuild_left_out() {
     });
 }
 
-std::thread_local! {
-    static HASHED: Cell<usize> = const { Cell::new(0) };
-}
-
-/// A key that counts how often a rebuild places a record in an index. Its hash is its first half.
-struct Placed(u64);
-
-impl Key for Placed {
-    const OWNS_MEMORY: bool = false;
-
-    fn hash(&self, _hasher: &RandomState) -> u64 {
-        self.0
-    }
-
-    unsafe fn is(&self, stored: [u64; 2]) -> bool {
-        stored[0] == self.0
-    }
-
-    fn store(&self) -> Option<[u64; 2]> {
-        Some([self.0, 1])
-    }
-
-    fn hash_stored(stored: [u64; 2], _hasher: &RandomState) -> u64 {
-        HASHED.set(HASHED.get() + 1);
-        stored[0]
-    }
-
-    unsafe fn node(stored: [u64; 2]) -> NodeId {
-        Uuid::from_u64_pair(0, stored[0]).into()
-    }
-
-    unsafe fn free(_stored: [u64; 2]) {}
-}
-
 /// Rebuilds a shard of `keys` in parts, after removing all keys from `stay` on. Inserts `late` after the first part.
 /// Returns the number of parts, and the most records that a part copied.
-fn rebuild_in_parts(keys: &[Placed], stay: usize, late: &[Placed]) -> (u32, usize) {
+fn rebuild_in_parts(keys: &[Chosen], stay: usize, late: &[Chosen]) -> (u32, usize) {
     let world = World::new(RandomState::with_seeds(1, 2, 3, 4));
-    let shard = Shard::<Placed>::new(0);
+    let shard = Shard::<Chosen>::new(0);
     world.with(|scope| {
-        let add = |key: &Placed| _ = shard.put(key, key.0, Change::Add(0), scope).expect("there is room");
+        let add = |key: &Chosen| _ = shard.put(key, key.0, Change::Add(0), scope).expect("there is room");
         let index = || shard.root(scope.guard).expect("it was made");
         keys.iter().for_each(add);
         shard.rebuild(index(), false, scope).expect("there is memory");
@@ -907,9 +879,9 @@ fn rebuild_in_parts(keys: &[Placed], stay: usize, late: &[Placed]) -> (u32, usiz
 const COPIED: u32 = (256 / 64 + 1) * 8;
 const CLEARED: u32 = COPIED * 16;
 
-fn placed(count: u32, seed: u64) -> Vec<Placed> {
+fn placed(count: u32, seed: u64) -> Vec<Chosen> {
     let mut random = fastrand::Rng::with_seed(seed);
-    (0..count).map(|_| Placed(random.u64(..))).collect()
+    (0..count).map(|_| Chosen(random.u64(..))).collect()
 }
 
 #[test]

@@ -14,7 +14,7 @@ use nodetracker_proto::v1::node_id::Id;
 use nodetracker_proto::v1::watch_change::Change;
 use nodetracker_proto::v1::watch_response::Message;
 use tokio::runtime::Builder;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{advance, sleep, sleep_until};
 
 use super::*;
@@ -172,6 +172,20 @@ fn ids(answer: &Answer) -> Vec<String> {
 async fn look_up(cache: &RouteCache) -> (Vec<String>, Freshness) {
     let answer = cache.look_up(&node(1)).await.expect("there is an answer");
     (ids(&answer), answer.freshness)
+}
+
+/// Begins a look-up of node 1, and changes its route from `a` to `b` while the tracker's reply is on its way. The
+/// result is the look-up's routes.
+async fn look_up_before_a_change(tracker: &Slow, cache: &RouteCache) -> JoinHandle<Vec<String>> {
+    tracker.set(&node(1), &["a"]);
+    let early = {
+        let cache = cache.clone();
+        tokio::spawn(async move { look_up(&cache).await.0 })
+    };
+    // The tracker has read the routes, and the reply is on its way.
+    sleep(SLOWEST * 2 / 3).await;
+    tracker.set(&node(1), &["b"]);
+    early
 }
 
 fn change_of(node: &NodeId) -> Message {
@@ -370,14 +384,7 @@ async fn latest_routes_at_the_same_time_share_a_call() {
 #[tokio::test(start_paused = true)]
 async fn the_latest_routes_are_not_of_a_call_that_began_before() {
     let (tracker, cache) = make();
-    tracker.set(&node(1), &["a"]);
-    let early = {
-        let cache = cache.clone();
-        tokio::spawn(async move { look_up(&cache).await.0 })
-    };
-    // The tracker has read the routes, and the reply is on its way.
-    sleep(SLOWEST * 2 / 3).await;
-    tracker.set(&node(1), &["b"]);
+    let early = look_up_before_a_change(&tracker, &cache).await;
     let latest = cache.get_latest_proxies(&node(1)).await.expect("an answer");
     assert_eq!(latest[0].proxy.id(), "b");
     assert_eq!(early.await.expect("no panic"), ["a"]);
@@ -432,14 +439,7 @@ async fn a_write_that_is_done_after_its_future_was_dropped_drops_the_answers() {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_was_overtaken_by_a_change_leaves_no_answer() {
     let (tracker, cache) = make();
-    tracker.set(&node(1), &["a"]);
-    let early = {
-        let cache = cache.clone();
-        tokio::spawn(async move { look_up(&cache).await.0 })
-    };
-    // The tracker has read the routes, and the reply is on its way.
-    sleep(SLOWEST * 2 / 3).await;
-    tracker.set(&node(1), &["b"]);
+    let early = look_up_before_a_change(&tracker, &cache).await;
     assert!(cache.apply(change_of(&node(1))));
     assert_eq!(look_up(&cache).await.0, ["b"], "a later look-up joins no earlier call");
     assert_eq!(early.await.expect("it does not panic"), ["a"]);

@@ -191,7 +191,6 @@ mod tests {
     use std::future::poll_fn;
     use std::sync::Arc;
 
-    use bytes::Bytes;
     use http::{Request, Response};
     use http_body::Body as _;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -203,7 +202,7 @@ mod tests {
     use crate::grpc::handler::Handler;
     use crate::grpc::request::RequestBody;
     use crate::http2::connection::tests::{frame, settle};
-    use crate::http2::served::Served;
+    use crate::http2::served::{Served, Silent};
     use crate::limits::{
         CALL_MEMORY, FRAMES_PER_STREAM, MEMORY_PER_FIELD_BYTE, READ_BUFFER, SMALL_CONNECTION_CALLS, STREAM_MEMORY,
         STREAM_WINDOW,
@@ -224,21 +223,6 @@ mod tests {
 
     /// The head of a request.
     const HEAD: &[u8] = b"\x83\x86\x04\x0e/Counting/Call\x0f\x10\x10application/grpc";
-
-    /// A body without frames that never ends.
-    struct Silent;
-
-    impl http_body::Body for Silent {
-        type Data = Bytes;
-        type Error = tonic::Status;
-
-        fn poll_frame(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<Option<Result<http_body::Frame<Bytes>, tonic::Status>>> {
-            Poll::Pending
-        }
-    }
 
     /// Serves a connection that has half of the budget. A permit lets a call read one frame of its request.
     async fn served(budget: usize) -> (Served<DuplexStream>, Arc<Semaphore>) {

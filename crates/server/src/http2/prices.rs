@@ -3,7 +3,6 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -13,7 +12,7 @@ use tonic::body::Body;
 use crate::grpc::handler::Handler;
 use crate::grpc::request::RequestBody;
 use crate::http2::connection::tests::frame;
-use crate::http2::served::Served;
+use crate::http2::served::{Served, Silent};
 use crate::limits::{
     BYTES_PER_WORK, CALL_MEMORY, CALL_WORK, FIELD_INPUT, INPUT_PER_WORK, SMALL_BLOCK, UNREAD_STEP, WAITING_CALL_WORK,
 };
@@ -75,21 +74,6 @@ async fn many_fields_cost_more_than_their_bytes() {
     served.send(&request).await;
     let spent = served.worker.spent() - before;
     assert!(spent >= (MANY - SMALL_BLOCK) * FIELD_INPUT / INPUT_PER_WORK, "{spent}");
-}
-
-/// A body without frames that never ends.
-struct Silent;
-
-impl http_body::Body for Silent {
-    type Data = Bytes;
-    type Error = tonic::Status;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, tonic::Status>>> {
-        Poll::Pending
-    }
 }
 
 /// h2 drops the rest of a request that has its reply. Otherwise the client's other calls would fill the budget while it

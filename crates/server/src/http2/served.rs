@@ -1,7 +1,10 @@
 //! A connection that is served, for tests.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -73,5 +76,20 @@ impl Served<DuplexStream> {
         let method = Method::new("/Counting/Call", MAX_MESSAGE_SIZE, Access::Everyone, handler);
         let (client, server) = tokio::io::duplex(between);
         Self::begin(client, WireStream::new(server, false), vec![method], memory).await
+    }
+}
+
+/// A body without frames that never ends.
+pub(super) struct Silent;
+
+impl http_body::Body for Silent {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, tonic::Status>>> {
+        Poll::Pending
     }
 }
