@@ -104,7 +104,7 @@ pub fn read<V: Section>(text: &str) -> Result<Option<Vec<Entry<V>>>, Error> {
     mistake.map_or(Ok(section), Err)
 }
 
-fn is_key<V: Section>(name: &str) -> Option<&'static str> {
+fn key_named<V: Section>(name: &str) -> Option<&'static str> {
     let mut keys = V::keys().iter().chain(V::INNER_KEYS);
     keys.find(|&&key| key == name).copied()
 }
@@ -158,7 +158,7 @@ impl<'de, V: Section> Visitor<'de> for TopLevel<'_, V> {
             let visible = visible(&name);
             if name == V::NAME {
                 file.mistake(line, None, format!("a second section {name}"));
-            } else if is_key::<V>(visible).is_some() {
+            } else if key_named::<V>(visible).is_some() {
                 let section = V::NAME;
                 let reason = format!("{visible} is a key of {section}: indent the key to stand below that section");
                 file.mistake(line, None, reason);
@@ -317,7 +317,7 @@ fn yaml_error<V: Section>(text: &str, error: &serde_saphyr::Error) -> Error {
     let written = source.and_then(|source| source.split_once(':'));
     Error {
         line,
-        key: written.and_then(|(name, _)| is_key::<V>(name.trim_start_matches([' ', '-']))),
+        key: written.and_then(|(name, _)| key_named::<V>(name.trim_start_matches([' ', '-']))),
         reason: reason.collect::<Vec<_>>().join(" "),
     }
 }
